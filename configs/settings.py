@@ -1,0 +1,141 @@
+"""Settings of the local stack: ports, paths, and the servers it talks to.
+
+Built-in values come from `configs/local.yaml`; `INTERLOCK_*` environment variables win
+(`INTERLOCK_STATE_DIR`, `INTERLOCK_GATEWAY_PORT`, ...). Secrets are never settings: they are
+files of mode 0600 under `state_dir/secrets`, or environment variables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+_SOCKET_DIR_CHARS_MAX = 70
+"""A UNIX socket path ends at 107 characters; file names of ours need up to 36 of them."""
+
+
+class Settings(BaseSettings):
+    """Where everything of one stack lives. Two stacks differ in `state_dir` and ports only."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="INTERLOCK_",
+        extra="forbid",
+        frozen=True,
+        yaml_file=Path(__file__).with_name("local.yaml"),
+        populate_by_name=True,
+    )
+
+    state_dir: Path = Field(Path(".interlock"), description="Everything that the stack writes.")
+    policy_dir: Path = Field(Path("configs/endpoints"), description="One policy file an endpoint: NAME.yaml.")
+    host: str = Field("127.0.0.1", description="Address that every local server binds.")
+    gateway_port: int = Field(8700, description="Where clients call.")
+    gateway_tls_port: int | None = Field(None, description="TLS port; needs secrets/gateway.pem.")
+    gateway_metrics_port: int = Field(8701, description="The gateway's Prometheus metrics.")
+    hook_port: int = Field(8702, description="Receiver of MLflow's registry webhooks.")
+    mlflow_port: int = Field(5500, description="MLflow server, where this stack starts one.")
+    prefect_port: int = Field(4200, description="Prefect server, where this stack starts one.")
+    replica_port_low: int = Field(21000, description="Replicas take free ports from here ...")
+    replica_port_high: int = Field(21999, description="... to here.")
+    work_pool: str = Field("interlock", description="Prefect work pool of the flows.")
+    journal_url: str | None = Field(None, description="SQLAlchemy URL; by default SQLite under state_dir.")
+    haproxy: Path | None = Field(None, description="The haproxy binary; else the system's, else the wheel's.")
+    mlflow_tracking_uri: str | None = Field(
+        None,
+        validation_alias=AliasChoices("mlflow_tracking_uri", "MLFLOW_TRACKING_URI"),
+        description="An MLflow server that is already there.",
+    )
+    prefect_api_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("prefect_api_url", "PREFECT_API_URL"),
+        description="A Prefect server that is already there.",
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments first, then the environment, then `local.yaml`."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+    @cached_property
+    def state(self) -> Path:
+        """`state_dir`, absolute."""
+        return self.state_dir.expanduser().resolve()
+
+    @cached_property
+    def run_dir(self) -> Path:
+        """Sockets and pid files; a short folder elsewhere where `state_dir` is too deep for sockets."""
+        inside = self.state / "run"
+        if len(str(inside)) <= _SOCKET_DIR_CHARS_MAX:
+            return inside
+        digest = hashlib.sha256(str(self.state).encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"interlock-{digest}"
+
+    @cached_property
+    def secrets_dir(self) -> Path:
+        """Generated secrets, one file each, mode 0600."""
+        return self.state / "secrets"
+
+    @cached_property
+    def logs_dir(self) -> Path:
+        """One log file a process."""
+        return self.state / "logs"
+
+    @cached_property
+    def gateway_dir(self) -> Path:
+        """haproxy.cfg, maps/, access.log and the hashed keys."""
+        return self.state / "gateway"
+
+    @cached_property
+    def slots_dir(self) -> Path:
+        """`ENDPOINT/SLOT.json`: what each slot runs, and on which ports."""
+        return self.state / "slots"
+
+    @cached_property
+    def spool_dir(self) -> Path:
+        """`ENDPOINT/SLOT/*.jsonl`: exact requests, minutes old at most."""
+        return self.state / "spool"
+
+    @cached_property
+    def captures_dir(self) -> Path:
+        """`ENDPOINT/...`: the durable, redacted record."""
+        return self.state / "captures"
+
+    @cached_property
+    def journal(self) -> str:
+        """The journal's SQLAlchemy URL."""
+        return self.journal_url or f"sqlite:///{self.state / 'journal.db'}"
+
+    @cached_property
+    def mlflow_url(self) -> str:
+        """The MLflow server in use."""
+        return self.mlflow_tracking_uri or f"http://{self.host}:{self.mlflow_port}"
+
+    @cached_property
+    def prefect_url(self) -> str:
+        """The Prefect API in use."""
+        return self.prefect_api_url or f"http://{self.host}:{self.prefect_port}/api"
+
+    @cached_property
+    def gateway_url(self) -> str:
+        """Where clients call: `{gateway_url}/{endpoint}/invocations`."""
+        return f"http://{self.host}:{self.gateway_port}"
+
+    def policy_path(self, endpoint: str) -> Path:
+        """The policy file of one endpoint."""
+        return self.policy_dir.expanduser().resolve() / f"{endpoint}.yaml"

@@ -1,0 +1,83 @@
+"""What a decision looks like: a verdict, and the findings that carry its numbers.
+
+`evals/` returns these and nothing else. A verdict is data: it can be stored, compared and
+shown, and it never acts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Outcome(StrEnum):
+    """The four things that evidence can say. They are never merged into a bool.
+
+    Only `PASS` lets a version advance, and only `FAIL` rejects one. `INCONCLUSIVE` means that
+    the evidence does not suffice yet (no data is INCONCLUSIVE, never PASS), `ERROR` that the
+    question could not be asked (a metric that raised, telemetry that is missing).
+    """
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    ERROR = "ERROR"
+
+
+_SEVERITY = {Outcome.FAIL: 3, Outcome.ERROR: 2, Outcome.INCONCLUSIVE: 1, Outcome.PASS: 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One question asked of the evidence, with its answer in numbers.
+
+    `candidate` and `champion` are point estimates in the unit of `metric`; `low` and `high`
+    bound the difference candidate minus champion; `evidence` is an e-value and `needed` the
+    e-value at which this finding decides (1/alpha). Whatever does not apply is None.
+    """
+
+    metric: str
+    outcome: Outcome
+    reason: str
+    candidate: float | None = None
+    champion: float | None = None
+    low: float | None = None
+    high: float | None = None
+    evidence: float | None = None
+    needed: float | None = None
+    units: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer of one stage at one moment, with every finding it rests on.
+
+    `reason` is one sentence that a human can act on. `eta_units` is how many more candidate
+    units the undecided question is expected to need (None when nothing is undecided or no
+    estimate exists).
+    """
+
+    outcome: Outcome
+    reason: str
+    findings: tuple[Finding, ...] = ()
+    eta_units: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def conclude(findings: tuple[Finding, ...], *, nothing: str = "no evidence at all") -> Verdict:
+    """Combine findings: the gravest one decides (FAIL, then ERROR, INCONCLUSIVE, PASS).
+
+    No findings is INCONCLUSIVE with the reason `nothing`: what was not asked never passes.
+    """
+    if not findings:
+        return Verdict(Outcome.INCONCLUSIVE, nothing)
+    gravest = max((finding.outcome for finding in findings), key=_SEVERITY.__getitem__)
+    deciding = [finding.reason for finding in findings if finding.outcome is gravest]
+    reason = deciding[0] if gravest is not Outcome.PASS else "; ".join(deciding)
+    if gravest is not Outcome.PASS and len(deciding) > 1:
+        reason += f" (and {len(deciding) - 1} more)"
+    return Verdict(gravest, reason, findings)

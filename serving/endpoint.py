@@ -1,0 +1,189 @@
+"""The seam between releases and platforms: the `Endpoint` protocol and its value types.
+
+An endpoint is the named place that clients call. It has two slots, blue and green; one is the
+default (the champion's), the other is free or holds the candidate. Every verb can be repeated
+with the same outcome and is read back after it wrote. Callers decide; a platform only moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHARE_SCALE = 10_000
+"""Shares travel as integers in basis points: 10,000 is all traffic."""
+
+
+class Slot(StrEnum):
+    """The two places that an endpoint has for a version."""
+
+    BLUE = "blue"
+    GREEN = "green"
+
+    @property
+    def sibling(self) -> Slot:
+        """The other one."""
+        return Slot.GREEN if self is Slot.BLUE else Slot.BLUE
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Who answers an endpoint's requests, completely described.
+
+    `share_bp` of the buckets goes to the sibling of `default` until `until` (seconds since the
+    epoch), everything else to `default`. `generation` fences: a platform refuses a grant of a
+    generation that is not its current one. `salt` decides which users make up a share.
+    Versions are registry versions as text, "" for an empty slot.
+    """
+
+    endpoint: str
+    generation: int
+    default: Slot
+    default_version: str
+    other_version: str = ""
+    salt: str = "0"
+    share_bp: int = 0
+    until: float = 0.0
+
+    @property
+    def other(self) -> Slot:
+        """The slot that is not the default."""
+        return self.default.sibling
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One serving process of a slot."""
+
+    name: str
+    address: str
+    healthy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointState:
+    """What a platform reports of an endpoint: read, not remembered.
+
+    `route` is None while the endpoint is unknown to the platform. Its share is the one the
+    data plane would apply to a request now, so 0 after a lease ran out.
+    """
+
+    name: str
+    route: Route | None
+    versions: Mapping[Slot, str] = field(default_factory=dict)
+    replicas: Mapping[Slot, tuple[Replica, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a platform can do; flows ask this instead of the platform's name."""
+
+    share_step_bp: int
+    has_lease: bool
+    sticky_users: bool
+    per_request_observations: bool
+    capture_delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """Finished requests since a cursor.
+
+    `frame` has one row a request, in the order of completion, with the columns of
+    `OBSERVATION_COLUMNS`. `cursor` is where to read on; it is opaque, can be stored, and reading
+    from the same two cursors again gives the same rows. `in_flight` counts, per slot, requests
+    that have run for longer than the `settle_s` that was asked for.
+    """
+
+    frame: pd.DataFrame
+    cursor: str
+    in_flight: Mapping[Slot, int] = field(default_factory=dict)
+
+
+OBSERVATION_COLUMNS = {
+    "request_id": "str: the gateway's own id",
+    "time": "float64: arrival, seconds since the epoch",
+    "user": "str: HMAC of tenant and user, '' where the request named none",
+    "tenant": "str",
+    "slot": "str: the slot that the request was ASSIGNED to, whoever answered",
+    "version": "str: the assigned version",
+    "generation": "int64",
+    "share": "float64: effective share at assignment, fraction in [0, 1]; 0 after a lease ran out",
+    "status": "int64: HTTP status that the client got; 0 if it went away or nothing came",
+    "failed": "bool: an error of the assigned version (5xx, no answer, retried or answered by the other slot)",
+    "service_ms": "float64: time in the replica, without the gateway's queue",
+    "total_ms": "float64: what the client waited for",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer of one slot, asked directly. `status` 0 means that nothing came within the time."""
+
+    status: int
+    body: bytes
+    elapsed_ms: float
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One live request with the champion's answer, exact, from the short-lived spool."""
+
+    request_id: str
+    time: float
+    version: str
+    path: str
+    content_type: str
+    request: bytes
+    status: int
+    response: bytes
+    service_ms: float
+
+
+class Endpoint(Protocol):
+    """One named endpoint on one platform. All verbs raise `serving.errors.ServingError`."""
+
+    name: str
+    capabilities: Capabilities
+
+    def deploy(self, slot: Slot, version: str, *, uri: str) -> None:
+        """Put a version into a slot at zero share and return once it is healthy and warm.
+
+        Repeating it with the same version is a no-op. Refuses a slot that is the default, unless
+        the endpoint has never served (its first champion). `uri` is `models:/name/version`.
+        """
+        ...
+
+    def apply(self, route: Route) -> None:
+        """Make traffic follow `route`, read it back, and raise `NotApplied` where they differ.
+
+        A new generation voids every grant of older ones. A grant for a generation that is not
+        the platform's current one raises `Fenced` and changes nothing.
+        """
+        ...
+
+    def describe(self) -> EndpointState:
+        """What the platform says now."""
+        ...
+
+    def invoke(self, slot: Slot, path: str, body: bytes, *, content_type: str, timeout_s: float) -> Reply:
+        """Ask one slot directly, past the split. Model faults are replies, not exceptions."""
+        ...
+
+    def observations(self, cursor: str | None, *, settle_s: float = 0.0) -> Observations:
+        """Finished requests since `cursor`; None starts at now (an empty frame and a cursor)."""
+        ...
+
+    def exchanges(self, cursor: str | None, *, limit: int) -> tuple[list[Exchange], str]:
+        """Exact requests since `cursor` from the spool, oldest first; None starts at now."""
+        ...
+
+    def retire(self, slot: Slot) -> None:
+        """Stop a slot's replicas once they are drained. Refuses the default slot. No-op when empty."""
+        ...
