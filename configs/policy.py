@@ -24,53 +24,67 @@ class Section(BaseModel):
 class Batch(Section):
     """Joins requests that wait while a prediction runs. Only for models whose rows are independent."""
 
-    max_rows: int = Field(64, ge=1, description="Most rows in one joined prediction.")
+    max_rows: int = Field(default=64, ge=1, description="Most rows in one joined prediction.")
 
 
 class Replicas(Section):
     """How many processes serve a version, and how much each takes."""
 
-    count: int = Field(1, ge=1, le=64, description="Serving processes a slot.")
-    concurrency: int = Field(4, ge=1, description="Predictions that one replica runs at a time.")
-    threads: int = Field(1, ge=1, description="Numeric-library threads of one replica (OMP, BLAS).")
-    queue: int = Field(64, ge=0, description="Requests that may wait a slot before the gateway answers 503.")
-    request_timeout_s: float = Field(30, gt=0, description="A request without an answer after this is an error.")
-    start_timeout_s: float = Field(120, gt=0, description="A replica not healthy after this fails the deployment.")
-    batch: Batch | None = Field(None, description="Join waiting requests (rows must be independent).")
+    count: int = Field(default=1, ge=1, le=64, description="Serving processes a slot.")
+    concurrency: int = Field(default=4, ge=1, description="Predictions that one replica runs at a time.")
+    threads: int = Field(default=1, ge=1, description="Numeric-library threads of one replica (OMP, BLAS).")
+    queue: int = Field(
+        default=64, ge=0, description="Requests that may wait a slot before the gateway answers 503."
+    )
+    request_timeout_s: float = Field(
+        default=30, gt=0, description="A request without an answer after this is an error."
+    )
+    start_timeout_s: float = Field(
+        default=120, gt=0, description="A replica not healthy after this fails the deployment."
+    )
+    batch: Batch | None = Field(default=None, description="Join waiting requests (rows must be independent).")
 
 
 class Access(Section):
     """Who may call the endpoint, and how much."""
 
-    public: bool = Field(False, description="Answer without a credential. Never the default.")
-    rate_per_s: int = Field(500, ge=1, description="Admitted requests a second and tenant.")
-    max_body_bytes: int = Field(1_048_576, ge=1, description="Larger bodies get 413.")
+    public: bool = Field(default=False, description="Answer without a credential. Never the default.")
+    rate_per_s: int = Field(default=500, ge=1, description="Admitted requests a second and tenant.")
+    max_body_bytes: int = Field(default=1_048_576, ge=1, description="Larger bodies get 413.")
 
 
 class Spool(Section):
     """The short-lived local copy of exact requests that feeds the shadow (mode 0600, never uploaded)."""
 
-    enabled: bool = Field(True, description="Without a spool there is no shadow of redacted columns.")
-    max_age_s: float = Field(900, gt=0, le=900, description="Segments older than this are deleted.")
+    enabled: bool = Field(default=True, description="Without a spool there is no shadow of redacted columns.")
+    max_age_s: float = Field(default=900, gt=0, le=900, description="Segments older than this are deleted.")
 
 
 class Capture(Section):
     """The durable record of requests and answers."""
 
-    sample: float = Field(1.0, ge=0, le=1, description="Share of requests that is recorded.")
-    drop: tuple[str, ...] = Field((), description="Input columns that are never recorded.")
-    hash: tuple[str, ...] = Field((), description="Input columns recorded as HMAC only.")
+    sample: float = Field(default=1.0, ge=0, le=1, description="Share of requests that is recorded.")
+    drop: tuple[str, ...] = Field(default=(), description="Input columns that are never recorded.")
+    hash: tuple[str, ...] = Field(default=(), description="Input columns recorded as HMAC only.")
     spool: Spool = Field(default_factory=Spool, description="The shadow's source.")
 
 
 class Metric(Section):
     """One offline metric with its threshold and its non-regression margin."""
 
-    name: str = Field(description="accuracy, f1, roc_auc, log_loss, brier, mae, rmse, mape, or a dotted callable.")
-    min: float | None = Field(None, description="Worse than this fails, for metrics where more is better.")
-    max: float | None = Field(None, description="Worse than this fails, for metrics where less is better.")
+    name: str = Field(
+        description="accuracy, f1, roc_auc, log_loss, brier, mae, rmse, mape, or a dotted callable."
+    )
+    min: float | None = Field(
+        default=None, description="Worse than this fails, for metrics where more is better."
+    )
+    max: float | None = Field(
+        default=None, description="Worse than this fails, for metrics where less is better."
+    )
     margin: float | None = Field(
-        0.0, ge=0, description="How much worse than the champion is tolerated (paired interval); null: not compared."
+        default=0.0,
+        ge=0,
+        description="How much worse than the champion is tolerated (paired interval); null: not compared.",
     )
 
 
@@ -80,16 +94,16 @@ class Slice(Section):
     column: str = Field(description="Column to slice by; every value is a slice (numbers: quartile bins).")
     metric: str = Field(description="Metric of `metrics` that is checked on the slice.")
     margin: float = Field(ge=0, description="Tolerated regression on the slice.")
-    min_rows: int = Field(200, ge=1, description="A smaller slice is INCONCLUSIVE.")
-    required: bool = Field(False, description="An INCONCLUSIVE slice blocks the release.")
+    min_rows: int = Field(default=200, ge=1, description="A smaller slice is INCONCLUSIVE.")
+    required: bool = Field(default=False, description="An INCONCLUSIVE slice blocks the release.")
 
 
 class LatencyBudget(Section):
     """Absolute budgets in milliseconds; absent quantiles are not checked."""
 
-    p50: float | None = Field(None, gt=0, description="Median, ms.")
-    p95: float | None = Field(None, gt=0, description="95th percentile, ms.")
-    p99: float | None = Field(None, gt=0, description="99th percentile, ms.")
+    p50: float | None = Field(default=None, gt=0, description="Median, ms.")
+    p95: float | None = Field(default=None, gt=0, description="95th percentile, ms.")
+    p99: float | None = Field(default=None, gt=0, description="99th percentile, ms.")
 
 
 class Evaluation(Section):
@@ -99,27 +113,33 @@ class Evaluation(Section):
     label: str = Field(description="Column with the truth.")
     task: Literal["classification", "regression"] = Field(description="Which kind of metrics applies.")
     metrics: tuple[Metric, ...] = Field(min_length=1, description="What is measured; see Metric.")
-    slices: tuple[Slice, ...] = Field((), description="Where it is measured apart; see Slice.")
-    latency_ms: LatencyBudget = Field(default_factory=LatencyBudget, description="Budget of one offline call.")
-    confidence: Probability = Field(0.95, description="Of the paired bootstrap intervals.")
-    min_rows: int = Field(1000, ge=1, description="Fewer held-out rows are INCONCLUSIVE.")
-    max_rows: int = Field(200_000, ge=1, description="More rows are sampled down (seeded).")
+    slices: tuple[Slice, ...] = Field(default=(), description="Where it is measured apart; see Slice.")
+    latency_ms: LatencyBudget = Field(
+        default_factory=LatencyBudget, description="Budget of one offline call."
+    )
+    confidence: Probability = Field(default=0.95, description="Of the paired bootstrap intervals.")
+    min_rows: int = Field(default=1000, ge=1, description="Fewer held-out rows are INCONCLUSIVE.")
+    max_rows: int = Field(default=200_000, ge=1, description="More rows are sampled down (seeded).")
 
 
 class Shadow(Section):
     """The candidate answers copies of live requests; no user sees it."""
 
-    enabled: bool = Field(True, description="Without it, `reason` must say why.")
-    reason: str | None = Field(None, description="Why there is no shadow.")
+    enabled: bool = Field(default=True, description="Without it, `reason` must say why.")
+    reason: str | None = Field(default=None, description="Why there is no shadow.")
     score_tolerance: float | None = Field(
-        None, ge=0, description="Outputs further apart than this disagree (numbers and scores). Required."
+        default=None,
+        ge=0,
+        description="Outputs further apart than this disagree (numbers and scores). Required.",
     )
-    max_disagreement: Probability = Field(0.2, description="Budget: share of pairs whose outputs may disagree.")
-    min_pairs: int = Field(1000, ge=1, description="Fewer pairs never pass.")
-    concurrency: int = Field(2, ge=1, description="Replayed requests in flight.")
-    rate_per_s: float = Field(50, gt=0, description="Most replayed requests a second.")
-    timeout_s: float = Field(3600, gt=0, description="Without a verdict after this a human is asked.")
-    alpha: Probability = Field(0.01, description="False-alarm bound of the shadow's tests.")
+    max_disagreement: Probability = Field(
+        default=0.2, description="Budget: share of pairs whose outputs may disagree."
+    )
+    min_pairs: int = Field(default=1000, ge=1, description="Fewer pairs never pass.")
+    concurrency: int = Field(default=2, ge=1, description="Replayed requests in flight.")
+    rate_per_s: float = Field(default=50, gt=0, description="Most replayed requests a second.")
+    timeout_s: float = Field(default=3600, gt=0, description="Without a verdict after this a human is asked.")
+    alpha: Probability = Field(default=0.01, description="False-alarm bound of the shadow's tests.")
 
     @model_validator(mode="after")
     def _complete(self) -> Shadow:
@@ -133,24 +153,32 @@ class Shadow(Section):
 class Window(Section):
     """The closed first window of a user: all that this user contributes to a step's evidence."""
 
-    requests: int = Field(10, ge=1, description="The window closes after this many requests ...")
-    seconds: float = Field(30, gt=0, description="... or this long after the first, whichever comes first.")
+    requests: int = Field(default=10, ge=1, description="The window closes after this many requests ...")
+    seconds: float = Field(
+        default=30, gt=0, description="... or this long after the first, whichever comes first."
+    )
 
 
 class Errors(Section):
     """Errors of the candidate against the champion's, as probabilities."""
 
-    tolerance: float = Field(0.0, ge=0, lt=1, description="Excess that never rolls back.")
-    margin: float = Field(0.01, gt=0, lt=1, description="Excess that must be excluded before promotion.")
+    tolerance: float = Field(default=0.0, ge=0, lt=1, description="Excess that never rolls back.")
+    margin: float = Field(
+        default=0.01, gt=0, lt=1, description="Excess that must be excluded before promotion."
+    )
 
 
 class Latency(Section):
     """Service time of the candidate against the champion's, as ratios."""
 
-    tolerance: float = Field(0.1, ge=0, description="Slower by this factor minus one never rolls back.")
-    margin: float = Field(0.2, gt=0, description="Slower by more must be excluded before promotion.")
+    tolerance: float = Field(
+        default=0.1, ge=0, description="Slower by this factor minus one never rolls back."
+    )
+    margin: float = Field(default=0.2, gt=0, description="Slower by more must be excluded before promotion.")
     quantiles: tuple[Literal["p50", "p90", "p95", "p99"], ...] = Field(
-        ("p50", "p95", "p99"), min_length=1, description="Quantiles whose non-inferiority promotion requires."
+        default=("p50", "p95", "p99"),
+        min_length=1,
+        description="Quantiles whose non-inferiority promotion requires.",
     )
     budget_ms: LatencyBudget = Field(default_factory=LatencyBudget, description="Absolute end-to-end budget.")
 
@@ -158,16 +186,26 @@ class Latency(Section):
 class Canary(Section):
     """The candidate answers a share of live requests; the last step is the soak."""
 
-    steps: tuple[float, ...] = Field((5, 25, 50, 95), min_length=1, description="Shares in percent, rising; at most 95.")
-    bake_s: float = Field(300, ge=0, description="Least time at each step.")
-    soak_s: float = Field(1800, ge=0, description="Least time at the last step.")
-    min_units: int = Field(50, ge=1, description="Candidate units seen at a step before the next.")
-    look_every_s: float = Field(2, gt=0, description="Time between looks; looking is free.")
-    settle_s: float = Field(2, ge=0, description="Requests younger than this are not looked at yet.")
-    lease_s: float = Field(30, ge=3, description="A share that is not renewed for this long returns to zero.")
-    ask_after_s: float = Field(3600, gt=0, description="A step on HOLD for this long asks a human; it never passes.")
-    false_rollback: Probability = Field(0.01, description="Bound on rolling a good version back, per release.")
-    false_promote: Probability = Field(0.05, description="Bound on promoting a version worse than a margin.")
+    steps: tuple[float, ...] = Field(
+        default=(5, 25, 50, 95), min_length=1, description="Shares in percent, rising; at most 95."
+    )
+    bake_s: float = Field(default=300, ge=0, description="Least time at each step.")
+    soak_s: float = Field(default=1800, ge=0, description="Least time at the last step.")
+    min_units: int = Field(default=50, ge=1, description="Candidate units seen at a step before the next.")
+    look_every_s: float = Field(default=2, gt=0, description="Time between looks; looking is free.")
+    settle_s: float = Field(default=2, ge=0, description="Requests younger than this are not looked at yet.")
+    lease_s: float = Field(
+        default=30, ge=3, description="A share that is not renewed for this long returns to zero."
+    )
+    ask_after_s: float = Field(
+        default=3600, gt=0, description="A step on HOLD for this long asks a human; it never passes."
+    )
+    false_rollback: Probability = Field(
+        default=0.01, description="Bound on rolling a good version back, per release."
+    )
+    false_promote: Probability = Field(
+        default=0.05, description="Bound on promoting a version worse than a margin."
+    )
     window: Window = Field(default_factory=Window, description="The unit of evidence with assign_by: user.")
     errors: Errors = Field(default_factory=Errors, description="Error evidence.")
     latency: Latency = Field(default_factory=Latency, description="Latency evidence.")
@@ -176,17 +214,21 @@ class Canary(Section):
     def _rising(self) -> Canary:
         rising = all(a < b for a, b in zip(self.steps, self.steps[1:], strict=False))
         if not rising or self.steps[0] <= 0 or self.steps[-1] > 95:
-            raise ValueError("canary.steps must rise, start above 0 and end at 95 or less (the rest is the control)")
+            raise ValueError(
+                "canary.steps must rise, start above 0 and end at 95 or less (the rest is the control)"
+            )
         if self.look_every_s * 3 > self.lease_s:
-            raise ValueError("canary.lease_s must be at least three times canary.look_every_s, or the lease runs out")
+            raise ValueError(
+                "canary.lease_s must be at least three times canary.look_every_s, or the lease runs out"
+            )
         return self
 
 
 class Approval(Section):
     """Whether a person must say yes before live traffic."""
 
-    required: bool = Field(False, description="Ask before the canary.")
-    timeout_s: float = Field(86_400, gt=0, description="No answer after this is a no.")
+    required: bool = Field(default=False, description="Ask before the canary.")
+    timeout_s: float = Field(default=86_400, gt=0, description="No answer after this is a no.")
 
 
 class Policy(Section):
@@ -195,8 +237,10 @@ class Policy(Section):
     endpoint: Name = Field(description="The name clients call.")
     model: str = Field(min_length=1, description="Registered model in MLflow.")
     owner: str = Field(min_length=1, description="Who is told.")
-    platform: Literal["local"] = Field("local", description="Where the endpoint lives.")
-    assign_by: Literal["user", "request"] = Field("user", description="What is randomised, hence the unit of evidence.")
+    platform: Literal["local"] = Field(default="local", description="Where the endpoint lives.")
+    assign_by: Literal["user", "request"] = Field(
+        default="user", description="What is randomised, hence the unit of evidence."
+    )
     replicas: Replicas = Field(default_factory=Replicas, description="Serving processes.")
     access: Access = Field(default_factory=Access, description="Credentials and limits.")
     capture: Capture = Field(default_factory=Capture, description="What is recorded.")
@@ -204,4 +248,6 @@ class Policy(Section):
     shadow: Shadow = Field(description="The shadow stage.")
     approval: Approval = Field(default_factory=Approval, description="The human gate.")
     canary: Canary = Field(default_factory=Canary, description="The ramp.")
-    keep_previous_s: float = Field(3600, ge=0, description="The old champion stays warm this long after promotion.")
+    keep_previous_s: float = Field(
+        default=3600, ge=0, description="The old champion stays warm this long after promotion."
+    )
