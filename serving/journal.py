@@ -201,6 +201,14 @@ class Journal:
         """Prolong a claim that is still running. Raises `Fenced` where it ran out or was taken."""
         return self.update_release(release_id, owner, now=now, owner_until=now + lease_s)
 
+    def free(self, release_id: str, owner: str) -> None:
+        """End a claim whose holder is known to be gone, so that nobody waits for it to run out."""
+        self._execute(
+            sa.update(RELEASES)
+            .where(RELEASES.c.id == release_id, RELEASES.c.owner == owner)
+            .values(owner="", owner_until=0.0)
+        )
+
     def update_release(self, release_id: str, owner: str, *, now: float, **values: Any) -> ReleaseRow:
         """Set columns of a release as its owner. Raises `Fenced` where that has ended."""
         statement = (
@@ -220,9 +228,12 @@ class Journal:
     ) -> ReleaseRow:
         """Close a release, or free it to be claimed again, whoever owns it.
 
-        For the finisher of an intent and for make-safe. A final state is never left again.
+        For the finisher of an intent and for make-safe. A final state is never left again, but
+        for PROMOTED, which a later rollback turns into ROLLED_BACK.
         """
-        final = [state.value for state in ReleaseState if state.final]
+        final = [other.value for other in ReleaseState if other.final]
+        if state is ReleaseState.ROLLED_BACK:
+            final.remove(ReleaseState.PROMOTED.value)
         ended = now if state.final else None
         self._execute(
             sa.update(RELEASES)

@@ -11,7 +11,7 @@ from serving.endpoint import Route, Slot
 
 
 class ReleaseState(StrEnum):
-    """Where a release stands. INTERRUPTED and HELD can be run again; the last three are final."""
+    """Where a release stands. INTERRUPTED and HELD can be run again; those below are final."""
 
     RUNNING = "RUNNING"
     INTERRUPTED = "INTERRUPTED"
@@ -19,11 +19,12 @@ class ReleaseState(StrEnum):
     PROMOTED = "PROMOTED"
     REJECTED = "REJECTED"
     ABORTED = "ABORTED"
+    ROLLED_BACK = "ROLLED_BACK"
 
     @property
     def final(self) -> bool:
         """Whether the release is over for good."""
-        return self in (ReleaseState.PROMOTED, ReleaseState.REJECTED, ReleaseState.ABORTED)
+        return self not in (ReleaseState.RUNNING, ReleaseState.INTERRUPTED, ReleaseState.HELD)
 
 
 class Stage(StrEnum):

@@ -1,0 +1,70 @@
+"""What every task works on: one endpoint with its policy, platform, journal and registry."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from configs.loading import load_policy
+from configs.policy import Policy
+from configs.settings import Settings
+from serving.journal import Journal
+from serving.records import EndpointRow
+from tasks.registry import Registry
+
+if TYPE_CHECKING:
+    from serving.endpoint import Endpoint
+
+
+class Bench:
+    """One endpoint's tools, made once a process. `clock` is seconds since the epoch."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        settings: Settings,
+        *,
+        endpoint: Endpoint | None = None,
+        registry: Registry | None = None,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.policy = policy
+        self.settings = settings
+        self.clock = clock
+        self.sleep = sleep
+        self.registry = registry or Registry(settings.mlflow_url)
+        self._endpoint = endpoint
+
+    @classmethod
+    def open(cls, endpoint: str, settings: Settings | None = None) -> Bench:
+        """The bench of an endpoint by its name. Raises `configs.errors.ConfigError`."""
+        settings = settings or Settings()
+        return cls(load_policy(settings.policy_path(endpoint)), settings)
+
+    @property
+    def name(self) -> str:
+        """The endpoint's name."""
+        return self.policy.endpoint
+
+    @cached_property
+    def journal(self) -> Journal:
+        """The journal, opened at first use."""
+        return Journal(self.settings.journal)
+
+    @cached_property
+    def endpoint(self) -> Endpoint:
+        """The platform's endpoint: `platform:` of the policy decides which."""
+        if self._endpoint is not None:
+            return self._endpoint
+        from serving.local import LocalEndpoint
+        from serving.supervision import Supervisor
+
+        return LocalEndpoint(self.name, self.policy, self.settings, Supervisor(self.settings))
+
+    def row(self) -> EndpointRow:
+        """The endpoint as the journal has it now, made empty where there is none."""
+        found = self.journal.endpoint(self.name)
+        return found or self.journal.create_endpoint(self.name, now=self.clock())

@@ -1,0 +1,177 @@
+"""One attempt to bring one version to production: its ownership, its progress, its ending.
+
+A release is owned by the flow run that works on it. The claim is renewed from a thread; once it
+has run out, or a person or another run took the endpoint further, `check` raises `Fenced` and
+the run must change nothing more.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from evals.verdict import Verdict
+from serving.errors import Fenced, PlatformUnavailable, Refused
+from serving.journal import Journal
+from serving.records import ReleaseRow, ReleaseState, Stage
+from tasks.bench import Bench
+from tasks.trail import Trail
+
+_LOG = logging.getLogger("interlock.release")
+_UNWELCOME = (ReleaseState.REJECTED, ReleaseState.ROLLED_BACK)
+
+
+class Aborted(Exception):
+    """A person asked for the release to end. Not a verdict: the version is not rejected."""
+
+
+class Release:
+    """A claimed release with all that its stages need.
+
+    Use it as a context manager: entering starts renewing the claim, leaving stops it. `row` is
+    the journal's row as this run last saw it.
+    """
+
+    def __init__(self, bench: Bench, row: ReleaseRow, trail: Trail) -> None:
+        self.bench = bench
+        self.row = row
+        self.trail = trail
+        self._stopped = threading.Event()
+        self._fenced: Fenced | None = None
+        self._thread = threading.Thread(target=self._renew, name=f"claim-{row.id}", daemon=True)
+
+    @property
+    def version(self) -> str:
+        """The candidate."""
+        return self.row.version
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the endpoint's first champion: nothing to compare with."""
+        return self.row.champion == ""
+
+    def __enter__(self) -> Release:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join(timeout=5)
+
+    def check(self) -> ReleaseRow:
+        """Read the release afresh. Raises `Fenced` when it is no longer ours, `Aborted` on request."""
+        if self._fenced is not None:
+            raise self._fenced
+        row = self.bench.journal.release(self.row.id)
+        if row is None or row.owner != self.row.owner or row.owner_until < self.bench.clock():
+            raise Fenced(f"{self.row.id} is no longer run by this flow. Nothing was changed. Next: run it again")
+        if row.request == "abort":
+            raise Aborted(f"{self.row.id} was aborted by a person")
+        self.row = row
+        return row
+
+    def enter(self, stage: Stage) -> None:
+        """Say which stage runs now."""
+        self.check()
+        self._update(stage=stage.value, progress={"stage": stage.value})
+        self.bench.journal.record(
+            self.bench.name, f"stage {stage.value}", who=self.row.owner, now=self.bench.clock(), release_id=self.row.id
+        )
+
+    def passed(self, stage: Stage) -> bool:
+        """Whether an earlier run of this release already passed a stage."""
+        verdict = self.row.verdicts.get(stage.value)
+        return verdict is not None and verdict["outcome"] == "PASS"
+
+    def conclude(self, stage: Stage, verdict: Verdict) -> None:
+        """Store a stage's verdict in the journal and in the run."""
+        verdicts = {**self.row.verdicts, stage.value: {**verdict.as_dict(), "time": self.bench.clock()}}
+        self._update(verdicts=verdicts)
+
+    def progress(self, values: Mapping[str, Any]) -> None:
+        """Replace the newest numbers for humans."""
+        self._update(progress={"stage": self.row.stage.value, "time": self.bench.clock(), **values})
+
+    def set_run(self, mlflow_run_id: str) -> None:
+        """Remember the release's MLflow run."""
+        self._update(mlflow_run_id=mlflow_run_id)
+
+    def end(self, state: ReleaseState, reason: str) -> ReleaseRow:
+        """Let go of the release in a state from which it can be run again (INTERRUPTED or HELD)."""
+        if not state.final:
+            self.check()
+        self.row = self.bench.journal.end_release(self.row.id, state=state, reason=reason, now=self.bench.clock())
+        return self.row
+
+    def _update(self, **values: Any) -> None:
+        self.row = self.bench.journal.update_release(self.row.id, self.row.owner, now=self.bench.clock(), **values)
+
+    def _renew(self) -> None:
+        """Prolong the claim until told to stop. A journal that is away is asked again until time is up."""
+        lease_s = self.bench.policy.canary.lease_s
+        journal = Journal(self.bench.settings.journal)
+        until = self.row.owner_until
+        while not self._stopped.wait(lease_s / 5):
+            try:
+                until = journal.renew(self.row.id, self.row.owner, lease_s=lease_s, now=self.bench.clock()).owner_until
+            except PlatformUnavailable as error:
+                _LOG.warning("%s", error)
+                if self.bench.clock() > until:
+                    self._fenced = Fenced(f"{self.row.id}: the claim could not be renewed in time ({error})")
+            except Fenced as error:
+                self._fenced = error
+            if self._fenced is not None:
+                break
+        journal.close()
+
+
+def open_release(
+    bench: Bench, version: str, *, again: bool, reason: str, flow_run_id: str, owner: str | None = None
+) -> Release:
+    """Start a release of a version, or resume the one that was interrupted.
+
+    Raises `Refused` with the next step where another release is open, where the version already
+    serves, and where it was rejected before (`again` with a `reason` overrides that).
+    """
+    row = bench.row()
+    bench.registry.version(bench.policy.model, version)
+    existing = bench.journal.open_release(bench.name)
+    if existing is None:
+        _refuse_unwelcome(bench, row.champion, version, again=again, reason=reason)
+        existing = bench.journal.add_release(bench.name, version, champion=row.champion, now=bench.clock())
+    elif existing.version != version:
+        raise Refused(
+            f"{bench.name}: version {version} was asked for while {existing.id} is {existing.state} in stage "
+            f"{existing.stage} (flow run {existing.flow_run_id}). Next: interlock status {bench.name}, then "
+            f"interlock abort {bench.name} or wait"
+        )
+    owner = owner or f"flow-{uuid.uuid4().hex[:12]}"
+    claimed = bench.journal.claim(
+        existing.id, owner, lease_s=bench.policy.canary.lease_s, now=bench.clock(), flow_run_id=flow_run_id
+    )
+    bench.journal.record(
+        bench.name,
+        "claimed",
+        who=owner,
+        now=bench.clock(),
+        release_id=claimed.id,
+        version=version,
+        flow_run_id=flow_run_id,
+        reason=reason,
+    )
+    return Release(bench, claimed, Trail(bench.registry, claimed.mlflow_run_id))
+
+
+def _refuse_unwelcome(bench: Bench, champion: str, version: str, *, again: bool, reason: str) -> None:
+    if champion == version:
+        raise Refused(f"{bench.name}: version {version} is the champion already. Nothing to do.")
+    earlier = bench.journal.releases(bench.name, version=version)
+    bad = next((release for release in earlier if release.state in _UNWELCOME), None)
+    if bad is not None and not (again and reason):
+        raise Refused(
+            f"{bench.name}: version {version} was {bad.state.lower()} by {bad.id} ({bad.reason}). "
+            f'Next: register a new version, or interlock release {bench.name} {version} --again --reason "..."'
+        )
