@@ -1,0 +1,270 @@
+"""The recorder: takes finished exchanges off the request path and writes them every 100 ms.
+
+Two sinks with different rules. The *spool* holds exact bytes for minutes and feeds the shadow;
+the *capture* is the durable record, sampled and redacted. The request path only appends to a
+bounded queue; when that is full, records are dropped and counted, and no request ever waits.
+Standard library only: this also runs inside servers that are not ours.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import threading
+import time
+import zlib
+from binascii import b2a_base64
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii as quote
+from pathlib import Path
+from typing import Any
+
+from serving.capture.redact import Redaction
+from serving.capture.segments import SegmentWriter
+
+logger = logging.getLogger("interlock.capture")
+
+DRAIN_S = 0.1
+"""Time between two writes: the most that a kill -9 loses, with room to spare."""
+
+SPOOL_BYTES_MAX, SPOOL_SECONDS_MAX = 4 << 20, 5.0
+CAPTURE_BYTES_MAX, CAPTURE_SECONDS_MAX = 16 << 20, 60.0
+
+_SAMPLE_SCALE = 1 << 32
+_DEFAULT_PATHS = ("/invocations", "/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureConfig:
+    """What is recorded, and where. Built from a spec, or from the environment inside a foreign server.
+
+    `captures_dir` is the endpoint's folder and `spool_dir` the slot's; None switches that sink
+    off. Sizes in bytes.
+    """
+
+    endpoint: str
+    slot: str
+    version: str
+    replica: str
+    captures_dir: Path | None = None
+    spool_dir: Path | None = None
+    spool_max_age_s: float = 900.0
+    sample: float = 1.0
+    redaction: Redaction = field(default_factory=Redaction)
+    paths: frozenset[str] = frozenset(_DEFAULT_PATHS)
+    body_bytes_max: int = 1 << 20
+    queue_records_max: int = 20_000
+    queue_bytes_max: int = 64 << 20
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> CaptureConfig:
+        """From plain values: `drop`, `hash` (lists of columns) and `hmac_key_file` make the redaction."""
+        known = dict(values)
+        drop, hashed = known.pop("drop", ()), known.pop("hash", ())
+        key_file = known.pop("hmac_key_file", None)
+        key = Path(key_file).read_bytes().strip() if key_file else b""
+        for name in ("captures_dir", "spool_dir"):
+            known[name] = Path(known[name]) if known.get(name) else None
+        if "paths" in known:
+            known["paths"] = frozenset(known["paths"])
+        return cls(**known, redaction=Redaction.of(drop, hashed, key))
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> CaptureConfig:
+        """From `INTERLOCK_CAPTURE`: the JSON object itself, or `@` and the path of a file with it."""
+        text = environ.get("INTERLOCK_CAPTURE", "")
+        if not text:
+            raise ValueError(
+                "CaptureMiddleware was given no config and INTERLOCK_CAPTURE is not set. "
+                'Next: INTERLOCK_CAPTURE=\'{"endpoint": ..., "slot": ..., "version": ..., "replica": ...}\'.'
+            )
+        return cls.from_mapping(json.loads(Path(text[1:]).read_text() if text[0] == "@" else text))
+
+
+@dataclass(slots=True)
+class Recorded:
+    """One finished exchange as the middleware saw it: nothing is decoded on the request path.
+
+    `time` is arrival in seconds since the epoch, `service_ms` arrival to last byte. `status` 0
+    means that the client went away first. `truncated` means that a body was larger than recorded.
+    `replay` marks the shadow's copies, which are never live traffic.
+    """
+
+    time: float
+    request_id: bytes
+    version: bytes
+    tenant: bytes
+    user: bytes
+    path: str
+    content_type: bytes
+    request: bytes
+    status: int
+    response: bytes
+    service_ms: float
+    truncated: bool
+    replay: bool
+
+
+@dataclass(slots=True)
+class RecorderCounts:
+    """What became of the records so far."""
+
+    spooled: int = 0
+    captured: int = 0
+    dropped: int = 0
+    bodies_withheld: int = 0
+    write_errors: int = 0
+
+
+class Recorder:
+    """Queues exchanges and writes them from a thread of its own, started by the first of them."""
+
+    def __init__(self, config: CaptureConfig, *, clock: Callable[[], float] = time.time) -> None:
+        self.config = config
+        self.counts = RecorderCounts()
+        self._clock = clock
+        self._queue: deque[Recorded] = deque()
+        self._queued_bytes = 0
+        self._sample_below = int(config.sample * _SAMPLE_SCALE)
+        self._wake = threading.Event()
+        self._start_lock = threading.Lock()
+        self._drain_lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+        self._spool: SegmentWriter | None = None
+        self._capture: SegmentWriter | None = None
+
+    def offer(self, record: Recorded) -> None:
+        """Queue one exchange; drops and counts it where the queue is full. Never waits."""
+        size = len(record.request) + len(record.response)
+        if (
+            len(self._queue) >= self.config.queue_records_max
+            or self._queued_bytes + size > self.config.queue_bytes_max
+        ):
+            self.counts.dropped += 1
+            return
+        if self._pid != os.getpid():
+            self._start()
+        self._queued_bytes += size
+        self._queue.append(record)
+
+    def close(self) -> None:
+        """Write what is queued and end the segments. Safe to repeat."""
+        thread, self._thread = self._thread, None
+        if thread is None or self._pid != os.getpid():
+            return
+        self._wake.set()
+        thread.join(timeout=5)
+        self.drain()
+        for writer in (self._spool, self._capture):
+            if writer is not None:
+                writer.rotate()
+        self._pid = 0
+
+    def drain(self) -> None:
+        """Write everything that is queued now. Called by the thread; tests may call it themselves."""
+        with self._drain_lock:
+            records = [self._queue.popleft() for _ in range(len(self._queue))]
+            self._queued_bytes -= sum(len(r.request) + len(r.response) for r in records)
+            now = self._clock()
+            if self._spool is not None:
+                lines = [self._spool_line(r) for r in records if r.request_id and not r.replay and r.status]
+                self.counts.spooled += self._write(self._spool, lines, now)
+            if self._capture is not None:
+                lines = [self._capture_line(r) for r in records if self._is_sampled(r)]
+                self.counts.captured += self._write(self._capture, lines, now)
+
+    def _start(self) -> None:
+        """Begin in this process: also after a fork, whose child must not write its parent's files."""
+        with self._start_lock:
+            if self._pid == os.getpid():
+                return
+            self._pid = os.getpid()
+            self._wake = threading.Event()
+            run = f"{self.config.replica}.{int(self._clock() * 1000)}-{self._pid}"
+            if self.config.spool_dir is not None:
+                self._spool = SegmentWriter(
+                    self.config.spool_dir,
+                    run,
+                    bytes_max=SPOOL_BYTES_MAX,
+                    seconds_max=SPOOL_SECONDS_MAX,
+                    keep_s=self.config.spool_max_age_s,
+                )
+            if self.config.captures_dir is not None and self.config.sample > 0:
+                self._capture = SegmentWriter(
+                    self.config.captures_dir / "live",
+                    run,
+                    bytes_max=CAPTURE_BYTES_MAX,
+                    seconds_max=CAPTURE_SECONDS_MAX,
+                )
+            self._thread = threading.Thread(target=self._run, name="interlock-capture", daemon=True)
+            self._thread.start()
+            atexit.register(self.close)
+
+    def _run(self) -> None:
+        wake = self._wake
+        while not wake.wait(DRAIN_S):
+            try:
+                self.drain()
+            except Exception:
+                self.counts.write_errors += 1
+                logger.exception("A batch of records was lost; the recorder goes on")
+
+    def _write(self, writer: SegmentWriter, lines: list[bytes], now: float) -> int:
+        try:
+            if lines:
+                writer.write(b"".join(lines), now)
+            writer.tick(now)
+        except OSError as error:
+            self.counts.write_errors += 1
+            self.counts.dropped += len(lines)
+            logger.error("%d records were not written: %s. Next: check the disk.", len(lines), error)
+            return 0
+        return len(lines)
+
+    def _is_sampled(self, record: Recorded) -> bool:
+        """By the request's id, so that every replica decides alike. Without an id: by its time."""
+        if self._sample_below >= _SAMPLE_SCALE:
+            return True
+        return zlib.crc32(record.request_id or repr(record.time).encode()) < self._sample_below
+
+    def _spool_line(self, record: Recorded) -> bytes:
+        truncated = ',"truncated":true' if record.truncated else ""
+        head = (
+            f'{{"time":{record.time:.6f},"request_id":{_quoted(record.request_id)}'
+            f',"version":{_quoted(record.version)},"path":{quote(record.path)}'
+            f',"content_type":{_quoted(record.content_type)},"status":{record.status}'
+            f',"service_ms":{record.service_ms:.3f}{truncated},"request":"'
+        )
+        request = b2a_base64(record.request, newline=False)
+        response = b2a_base64(record.response, newline=False)
+        return b"".join((head.encode(), request, b'","response":"', response, b'"}\n'))
+
+    def _capture_line(self, record: Recorded) -> bytes:
+        config = self.config
+        inputs = outputs = None
+        if not record.truncated:
+            content_type = record.content_type.decode("latin-1")
+            inputs = config.redaction.request(record.request, content_type)
+            outputs = config.redaction.response(record.response, record.status)
+        if inputs is None:
+            self.counts.bodies_withheld += 1
+        return (
+            f'{{"time":{record.time:.6f},"request_id":{_quoted(record.request_id)}'
+            f',"endpoint":{quote(config.endpoint)},"version":{_quoted(record.version)}'
+            f',"slot":{quote(config.slot)},"replica":{quote(config.replica)}'
+            f',"tenant":{_quoted(record.tenant)},"user":{_quoted(record.user)}'
+            f',"path":{quote(record.path)},"content_type":{_quoted(record.content_type)}'
+            f',"status":{record.status},"latency_ms":{record.service_ms:.3f}'
+            f',"replay":{"true" if record.replay else "false"}'
+            f',"inputs":{"null" if inputs is None else quote(inputs)}'
+            f',"outputs":{"null" if outputs is None else quote(outputs)}}}\n'
+        ).encode()
+
+
+def _quoted(header: bytes) -> str:
+    return quote(header.decode("latin-1"))
