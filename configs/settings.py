@@ -131,11 +131,51 @@ class Settings(BaseSettings):
         """The Prefect API in use."""
         return self.prefect_api_url or f"http://{self.host}:{self.prefect_port}/api"
 
+    @property
+    def starts_mlflow(self) -> bool:
+        """Whether the MLflow server is this stack's own.
+
+        A MLFLOW_TRACKING_URI that names this stack's own address does not make it someone else's:
+        `interlock env` exports exactly that.
+        """
+        own = f"http://{self.host}:{self.mlflow_port}"
+        return self.mlflow_tracking_uri is None or _same_address(self.mlflow_tracking_uri, own)
+
+    @property
+    def starts_prefect(self) -> bool:
+        """Whether the Prefect server is this stack's own; see `starts_mlflow`."""
+        own = f"http://{self.host}:{self.prefect_port}/api"
+        return self.prefect_api_url is None or _same_address(self.prefect_api_url, own)
+
+    @cached_property
+    def hook_url(self) -> str:
+        """Where MLflow's webhooks are sent."""
+        return f"http://{self.host}:{self.hook_port}/registry"
+
     @cached_property
     def gateway_url(self) -> str:
         """Where clients call: `{gateway_url}/{endpoint}/invocations`."""
         return f"http://{self.host}:{self.gateway_port}"
 
+    def as_environment(self) -> dict[str, str]:
+        """The same settings as variables, absolute, for processes started elsewhere.
+
+        MLFLOW_TRACKING_URI and PREFECT_API_URL are always among them: MLflow's and Prefect's own
+        clients in those processes need them.
+        """
+        exported = self.model_dump(mode="json", exclude_none=True)
+        exported |= {"state_dir": str(self.state), "policy_dir": str(self.policy_dir.expanduser().resolve())}
+        for name in ("mlflow_tracking_uri", "prefect_api_url"):
+            exported.pop(name, None)
+        variables = {f"INTERLOCK_{name.upper()}": str(value) for name, value in exported.items()}
+        return variables | {"MLFLOW_TRACKING_URI": self.mlflow_url, "PREFECT_API_URL": self.prefect_url}
+
     def policy_path(self, endpoint: str) -> Path:
         """The policy file of one endpoint."""
         return self.policy_dir.expanduser().resolve() / f"{endpoint}.yaml"
+
+
+def _same_address(left: str, right: str) -> bool:
+    """Whether two URLs name one server, whatever the loopback's spelling and a final slash."""
+    plain = [url.strip().rstrip("/").lower().replace("//localhost", "//127.0.0.1") for url in (left, right)]
+    return plain[0] == plain[1]

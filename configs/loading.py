@@ -1,0 +1,205 @@
+"""Reads policy files, and says everything that is wrong with one at once, in an operator's words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from configs.errors import PolicyError, PolicyInvalid, PolicyNotFound, PolicySyntaxError, Problem
+from configs.keys import key_path, nearest_key, section_at
+from configs.policy import Policy
+
+_LOOK = "interlock policy-keys prints every key; interlock validate checks the file again"
+_FILE_BYTES_MAX = 1_000_000
+
+
+def load_policy(path: Path) -> Policy:
+    """The policy in a file.
+
+    Raises PolicyNotFound, PolicySyntaxError, or PolicyInvalid with every problem and its line.
+    """
+    text = _read(path)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content: object = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PolicySyntaxError(
+            path, (_syntax_problem(error),), "mend the line; indent with spaces"
+        ) from error
+    except RecursionError as error:
+        raise PolicySyntaxError(path, (Problem("", "it is nested too deeply"),), "flatten it") from error
+    except ValueError as error:  # a date such as 2013-02-31
+        raise PolicySyntaxError(path, (Problem("", f"not YAML: {error}"),), "put it in quotes") from error
+    if root is None or not isinstance(content, dict):
+        problem = Problem("", f"a policy is a list of 'key: value' lines, this is {_kind(content)}")
+        raise PolicyInvalid(path, (problem,), _LOOK)
+    problems = list(_repeated_keys(root))
+    try:
+        policy = Policy.model_validate(content)
+    except ValidationError as error:
+        problems += [_problem(details, root) for details in error.errors(include_url=False)]
+        if not any(problem.key == "endpoint" for problem in problems):
+            problems += _stem_problem(path, cast("Mapping[str, Any]", content), root)
+        raise PolicyInvalid(path, _in_order(problems), _LOOK) from error
+    problems += _stem_problem(path, cast("Mapping[str, Any]", content), root)
+    if problems:
+        raise PolicyInvalid(path, _in_order(problems), _LOOK)
+    return policy
+
+
+def load_policies(folder: Path) -> tuple[dict[str, Policy], list[PolicyError]]:
+    """All policies of a folder by endpoint, and the errors of the files that are none.
+
+    One broken file must not stop the other endpoints; a missing folder is an empty one.
+    """
+    policies: dict[str, Policy] = {}
+    errors: list[PolicyError] = []
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            policies[path.stem] = load_policy(path)
+        except PolicyError as error:
+            errors.append(error)
+    return policies, errors
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _FILE_BYTES_MAX:
+            raise PolicyInvalid(path, (Problem("", "it is larger than 1 MB"),), "check the file name")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PolicySyntaxError(path, (Problem("", "it is not UTF-8 text"),), "save it as UTF-8") from error
+    except OSError as error:
+        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
+        reason = Problem("", f"{(error.strerror or str(error)).lower()}{hint}")
+        raise PolicyNotFound(path, (reason,), "check the path, or set INTERLOCK_POLICY_DIR") from error
+
+
+def _syntax_problem(error: yaml.YAMLError) -> Problem:
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        said = " ".join(filter(None, (error.context, error.problem)))
+        return Problem("", f"not YAML: {said}", mark.line + 1 if mark else None)
+    return Problem("", f"not YAML: {error}")
+
+
+def _repeated_keys(node: yaml.Node, location: tuple[str | int, ...] = ()) -> Iterator[Problem]:
+    """YAML itself lets the last of several equal keys win, silently."""
+    if isinstance(node, yaml.MappingNode):
+        first_line: dict[str, int] = {}
+        for key, value in _pairs(node):
+            line = key.start_mark.line + 1
+            here = (*location, str(key.value))
+            if here[-1] in first_line:
+                yield Problem(key_path(here), f"is given twice, first in line {first_line[here[-1]]}", line)
+            first_line.setdefault(here[-1], line)
+            yield from _repeated_keys(value, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(cast("list[yaml.Node]", node.value)):
+            yield from _repeated_keys(item, (*location, index))
+
+
+def _stem_problem(path: Path, content: Mapping[str, Any], root: yaml.Node) -> Iterator[Problem]:
+    endpoint = content.get("endpoint")
+    if isinstance(endpoint, str) and endpoint != path.stem:
+        text = f"is '{endpoint}', but the file is called {path.name}: name the file {endpoint}.yaml"
+        yield Problem("endpoint", text, _line(root, ("endpoint",)))
+
+
+def _problem(details: ErrorDetails, root: yaml.Node) -> Problem:
+    location = tuple(details["loc"])
+    return Problem(key_path(location), _say(details, location), _line(root, location))
+
+
+def _say(details: ErrorDetails, location: tuple[str | int, ...]) -> str:
+    """pydantic's finding in an operator's words; its own words where we have none."""
+    given = details["input"]
+    bounds = details.get("ctx", {})
+    match details["type"]:
+        case "missing":
+            return f"is required: {_description(location)}"
+        case "extra_forbidden":
+            near = nearest_key(location)
+            return "is not a key" + (f"; the nearest is '{near}'" if near else "")
+        case "literal_error":
+            expected = str(bounds["expected"])
+            return f"must be one of {expected}, not {given!r}{_near_literal(given, expected)}"
+        case "string_pattern_mismatch":
+            return (
+                f"must start with a lowercase letter and go on with lowercase letters, digits and dashes, "
+                f"40 in all at most; it is {given!r}"
+            )
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal" as kind:
+            words = {"greater_than": "above", "greater_than_equal": "at least", "less_than": "below"}
+            bound = next(iter(bounds.values()))
+            return f"must be {words.get(kind, 'at most')} {bound}, it is {given}"
+        case "too_short" | "string_too_short":
+            return "must not be empty"
+        case "value_error":
+            return f"does not fit: {bounds['error']}"
+        case "model_type" | "model_attributes_type":
+            return f"must be a section ('key: value' lines), it is {_kind(given)}"
+        case kind if kind.endswith(("_parsing", "_type", "_from_float")):
+            return f"must be {_expected(kind)}, it is {_kind(given)}"
+        case _:
+            return f"{details['msg'][0].lower()}{details['msg'][1:]} (it is {given!r})"
+
+
+def _expected(kind: str) -> str:
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text"}
+    return words.get(kind.partition("_")[0], "a list")
+
+
+def _near_literal(given: object, expected: str) -> str:
+    choices = [part.strip(" '") for part in expected.replace(" or ", ",").split(",")]
+    near = difflib.get_close_matches(str(given), choices, n=1)
+    return f"; the nearest is '{near[0]}'" if near else ""
+
+
+def _description(location: tuple[str | int, ...]) -> str:
+    section = section_at(location[:-1])
+    info = section.model_fields.get(str(location[-1])) if section else None
+    return (info.description or "") if info else ""
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "empty"
+    if isinstance(value, dict):
+        return "a section"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return repr(value)
+
+
+def _line(root: yaml.Node, location: Sequence[str | int]) -> int | None:
+    """The line of a key, or of the nearest enclosing one that is in the file."""
+    node: yaml.Node = root
+    line = 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in _pairs(node) if key.value == part]
+            if not found:
+                break
+            line, node = found[-1][0].start_mark.line + 1, found[-1][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _pairs(node: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
+    return cast("list[tuple[yaml.Node, yaml.Node]]", node.value)
+
+
+def _in_order(problems: list[Problem]) -> tuple[Problem, ...]:
+    return tuple(sorted(problems, key=lambda problem: problem.line or 0))
