@@ -63,6 +63,16 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
     eta_units: float | None = None
 
+    @property
+    def passed(self) -> bool:
+        """Whether this lets a version advance."""
+        return self.outcome is Outcome.PASS
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rejects a version."""
+        return self.outcome is Outcome.FAIL
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)

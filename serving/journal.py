@@ -158,6 +158,7 @@ class Journal:
                 "owner_until": 0.0,
                 "flow_run_id": "",
                 "mlflow_run_id": "",
+                "mlflow_url": "",
                 "started_at": now,
                 "ended_at": None,
                 "decided_at": None,

@@ -38,6 +38,7 @@ RELEASES = sa.Table(
     sa.Column("owner_until", sa.Float, nullable=False),
     sa.Column("flow_run_id", sa.String(80), nullable=False),
     sa.Column("mlflow_run_id", sa.String(80), nullable=False),
+    sa.Column("mlflow_url", sa.Text, nullable=False),
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("ended_at", sa.Float, nullable=True),
     sa.Column("decided_at", sa.Float, nullable=True),

@@ -116,6 +116,7 @@ class ReleaseRow:
     owner_until: float
     flow_run_id: str
     mlflow_run_id: str
+    mlflow_url: str
     started_at: float
     ended_at: float | None
     decided_at: float | None

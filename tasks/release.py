@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from evals.verdict import Verdict
@@ -39,6 +39,7 @@ class Release:
         self.bench = bench
         self.row = row
         self.trail = trail
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
         self._stopped = threading.Event()
         self._fenced: Fenced | None = None
         self._thread = threading.Thread(target=self._renew, name=f"claim-{row.id}", daemon=True)
@@ -94,10 +95,13 @@ class Release:
     def progress(self, values: Mapping[str, Any]) -> None:
         """Replace the newest numbers for humans."""
         self._update(progress={"stage": self.row.stage.value, "time": self.bench.clock(), **values})
+        for listener in self.listeners:
+            listener(self.row.progress)
 
-    def set_run(self, mlflow_run_id: str) -> None:
-        """Remember the release's MLflow run."""
-        self._update(mlflow_run_id=mlflow_run_id)
+    def set_run(self, run_id: str, url: str) -> None:
+        """Remember the release's MLflow run and its page."""
+        self._update(mlflow_run_id=run_id, mlflow_url=url)
+        self.trail.run_id = run_id
 
     def end(self, state: ReleaseState, reason: str) -> ReleaseRow:
         """Let go of the release in a state from which it can be run again (INTERRUPTED or HELD)."""
@@ -152,6 +156,11 @@ def open_release(
     claimed = bench.journal.claim(
         existing.id, owner, lease_s=bench.policy.canary.lease_s, now=bench.clock(), flow_run_id=flow_run_id
     )
+    if claimed.champion != row.champion:
+        # The champion changed while the release was interrupted: nothing it had shown still holds.
+        claimed = bench.journal.update_release(
+            claimed.id, owner, now=bench.clock(), champion=row.champion, verdicts={}, stage=Stage.EVALUATE.value
+        )
     bench.journal.record(
         bench.name,
         "claimed",

@@ -1,16 +1,18 @@
 """The trail of a release: its MLflow run and what Prefect shows of it.
 
-The journal is the truth; this is its copy for people. So nothing here may stop a release: what
-cannot be written now is kept (bounded) and written later, and what could not be written at all
-is said in the log.
+The journal is the truth; this is its copy for people. So nothing here may stop or slow a
+release: it is written from a thread of its own, what cannot be written now is kept (bounded)
+and written later, and what could not be written at all is said in the log.
 """
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from serving.errors import ServingError
@@ -20,6 +22,33 @@ from tasks.registry import Registry
 _LOG = logging.getLogger("interlock.trail")
 _POINTS_MAX = 50_000
 _FLUSH_EVERY_S = 5.0
+_STATUS = {"PROMOTED": "FINISHED", "REJECTED": "FAILED", "ROLLED_BACK": "FAILED"}
+
+
+class Aside:
+    """Runs what only informs people, one at a time, away from the release's own thread.
+
+    While one call is still running, newer ones of `offer` are skipped: the next look offers again.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._last: Future[None] | None = None
+
+    def offer(self, what: Callable[[], None]) -> None:
+        """Run it soon, unless the one before is still running."""
+        if self._last is None or self._last.done():
+            # The copied context lets Prefect's calls know their flow run.
+            self._last = self._pool.submit(contextvars.copy_context().run, _quietly, what)
+
+    def finish(self, timeout_s: float) -> None:
+        """Wait for the last one, a bounded time."""
+        if self._last is not None:
+            try:
+                self._last.result(timeout=timeout_s)
+            except TimeoutError:
+                _LOG.warning("gave up waiting %.0f s for a report to be written", timeout_s)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Trail:
@@ -29,6 +58,7 @@ class Trail:
         self._registry = registry
         self._points: deque[tuple[str, float, int, int]] = deque(maxlen=_POINTS_MAX)
         self._flushed_at = 0.0
+        self._aside = Aside("trail")
         self.run_id = run_id
 
     def numbers(self, values: Mapping[str, float], *, now: float, step: int) -> None:
@@ -37,46 +67,44 @@ class Trail:
             if value == value and abs(value) != float("inf"):
                 self._points.append((name, float(value), int(now * 1000), step))
         if now - self._flushed_at >= _FLUSH_EVERY_S:
-            self.flush(now=now)
-
-    def flush(self, *, now: float) -> None:
-        """Send what is kept. On failure it stays kept."""
-        self._flushed_at = now
-        points = list(self._points)
-        if not points or not self.run_id:
-            return
-        try:
-            self._registry.log_points(self.run_id, points)
-        except ServingError as error:
-            _LOG.warning("metrics kept for later: %s", error)
-            return
-        for _ in points:
-            self._points.popleft()
+            self._flushed_at = now
+            self._aside.offer(self._flush)
 
     def document(self, name: str, text: str) -> None:
         """Store a document with the run; a failure is logged, not raised."""
-        if not self.run_id:
-            return
-        try:
-            self._registry.log_text(self.run_id, name, text)
-        except ServingError as error:
-            _LOG.warning("%s was not stored: %s", name, error)
+        if self.run_id:
+            _quietly(lambda: self._registry.log_text(self.run_id, name, text))
 
-    def close(self, release: ReleaseRow, *, now: float) -> None:
-        """End the run with the release's outcome."""
-        self.flush(now=now)
+    def close(self, release: ReleaseRow) -> None:
+        """Send what is left and end the run with the release's outcome."""
+        self._aside.finish(timeout_s=30)
+        _quietly(self._flush)
         if not self.run_id:
             return
-        status = {"PROMOTED": "FINISHED", "REJECTED": "FAILED", "ROLLED_BACK": "FAILED"}.get(release.state, "KILLED")
         tags = {
             "interlock.outcome": release.state.lower(),
             "interlock.decided_stage": release.decided_stage,
             "interlock.reason": release.reason,
         }
-        try:
-            self._registry.close_run(self.run_id, status=status, tags=tags)
-        except ServingError as error:
-            _LOG.warning("the run %s was not closed: %s", self.run_id, error)
+        status = _STATUS.get(release.state, "KILLED")
+        _quietly(lambda: self._registry.close_run(self.run_id, status=status, tags=tags))
+
+    def _flush(self) -> None:
+        points = list(self._points)
+        if not points or not self.run_id:
+            return
+        self._registry.log_points(self.run_id, points)
+        for _ in points:
+            self._points.popleft()
+
+
+def _quietly(what: Callable[[], None]) -> None:
+    try:
+        what()
+    except ServingError as error:
+        _LOG.warning("not written: %s", error)
+    except Exception:  # a report for people must never end a release
+        _LOG.warning("not written", exc_info=True)
 
 
 def plain_json(value: Any) -> str:

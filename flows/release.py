@@ -1,0 +1,83 @@
+"""The release flow: moves one version to production as far as the evidence allows.
+
+Read it top-down: it is the paragraph that describes a release. Everything it calls can be
+repeated; running the flow again resumes an interrupted release. Its final states have names of
+their own, so that Prefect's automations never mistake a rejection for a crash: Promoted,
+Rejected, Aborted, Held, Refused, Interrupted.
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed, Failed
+
+from tasks.stages import (
+    Ended,
+    Release,
+    Stopped,
+    approve,
+    canary,
+    claim,
+    close,
+    evaluate,
+    hold,
+    interrupt,
+    place_candidate,
+    promote_candidate,
+    reject_candidate,
+    shadow,
+)
+
+
+@flow(name="release", flow_run_name="{endpoint} v{version}", log_prints=False)
+def release_model(endpoint: str, version: int, again: bool = False, reason: str = "") -> State:
+    """Release a registered model version onto an endpoint.
+
+    Args:
+        endpoint: Name of the endpoint, as in its policy file.
+        version: Version of the policy's registered model.
+        again: Release a version that was rejected or rolled back before; needs a reason.
+        reason: Why, for the trail.
+    """
+    try:
+        release = claim(endpoint, str(version), again=again, reason=reason)
+    except Stopped as stopped:
+        return Cancelled(name=stopped.name, message=stopped.message)
+    with release:
+        try:
+            ended = advance(release)
+        except Stopped as stopped:
+            ended = interrupt(release, stopped)
+        except Exception as error:
+            ended = interrupt(release, Stopped.by(error))
+        close(release, ended)
+    return _state(ended)
+
+
+def advance(release: Release) -> Ended:
+    """The stages in their order; each returns a verdict, and only PASS leads on."""
+    verdict = evaluate(release)
+    if not verdict.passed:
+        return _stop(release, verdict)
+    row = place_candidate(release)
+    if release.first:
+        return promote_candidate(release, verdict)
+    for stage in (shadow, approve):
+        verdict = stage(release)
+        if not verdict.passed:
+            return _stop(release, verdict)
+    verdict = canary(release, row)
+    return promote_candidate(release, verdict) if verdict.passed else _stop(release, verdict)
+
+
+def _stop(release: Release, verdict) -> Ended:
+    """A FAIL rejects the version; anything else that is not a PASS only holds it."""
+    return reject_candidate(release, verdict) if verdict.failed else hold(release, verdict)
+
+
+def _state(ended: Ended) -> State:
+    if ended.name == "Promoted":
+        return Completed(name=ended.name, message=ended.message)
+    kind = Failed if ended.name == "Rejected" else Cancelled
+    return kind(name=ended.name, message=ended.message)

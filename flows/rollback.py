@@ -1,0 +1,25 @@
+"""The rollback flow: the only way back that a person or an automation uses."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed
+
+from tasks.stages import Stopped, roll_back
+
+
+@flow(name="rollback", flow_run_name="{endpoint}")
+def roll_back_endpoint(endpoint: str, reason: str, who: str = "a person in Prefect") -> State:
+    """Take the endpoint back: from an open release to its champion, else to the previous version.
+
+    Args:
+        endpoint: Name of the endpoint, as in its policy file.
+        reason: Why, for the trail.
+        who: Who asked.
+    """
+    try:
+        message = roll_back(endpoint, reason=reason, who=who)
+    except Stopped as stopped:
+        return Cancelled(name=stopped.name, message=stopped.message)
+    return Completed(name="RolledBack", message=message)

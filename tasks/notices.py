@@ -1,0 +1,189 @@
+"""What Prefect shows of a release: artifacts, the ramp's progress, the approval form.
+
+All of it informs people. Apart from the approval, nothing here can stop or slow a release.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+from uuid import UUID
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_runs import pause_flow_run
+from prefect.input import RunInput
+from prefect.runtime import flow_run
+
+from evals.verdict import Finding, Outcome, Verdict
+from serving.records import Stage
+from tasks.bench import Bench
+from tasks.release import Release
+from tasks.trail import Aside
+
+_LOG = logging.getLogger("interlock.notices")
+_ARTIFACT_EVERY_S = 10.0
+
+
+class Decision(RunInput):
+    """A person's answer to the approval gate. No field has a default: an empty answer is no answer."""
+
+    decision: Literal["approve", "reject"]
+    name: str
+    reason: str
+
+
+def flow_run_id() -> str:
+    """The Prefect flow run that this code runs in, "" outside of one."""
+    return str(flow_run.id or "")
+
+
+def flow_run_url(bench: Bench, run_id: str) -> str:
+    """Where a person looks at a flow run."""
+    return f"{bench.settings.prefect_url.removesuffix('/api')}/runs/flow-run/{run_id}" if run_id else ""
+
+
+def free_dead_owner(bench: Bench) -> None:
+    """End the claim of an open release whose flow run Prefect knows to be over."""
+    release = bench.journal.open_release(bench.name)
+    if release is None or not release.owner or not release.flow_run_id or release.flow_run_id == flow_run_id():
+        return
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(release.flow_run_id)).state
+    except ObjectNotFound:
+        return
+    if state is not None and state.is_final():
+        bench.journal.free(release.id, release.owner)
+
+
+def verdict(release: Release, stage: Stage, result: Verdict) -> None:
+    """A markdown artifact with a stage's verdict, its numbers and the links."""
+    bench = release.bench
+    lines = [
+        f"# {bench.name} v{release.version}: {stage.value} {result.outcome}",
+        "",
+        result.reason,
+        "",
+        findings_table(result.findings),
+        "",
+        _links(release),
+    ]
+    key = f"{bench.name}-v{release.version}-{stage.value}"
+    _quietly(lambda: create_markdown_artifact(key=key, markdown="\n".join(lines), description=result.reason[:300]))
+
+
+def ending(release: Release, name: str, message: str) -> None:
+    """A markdown artifact with how the release ended, and a link to its MLflow run."""
+    bench = release.bench
+    lines = [f"# {bench.name} v{release.version}: {name}", "", message, "", _links(release)]
+    key = f"{bench.name}-v{release.version}-release"
+    _quietly(lambda: create_markdown_artifact(key=key, markdown="\n".join(lines), description=message[:300]))
+    url = release.row.mlflow_url
+    if url:
+        _quietly(lambda: create_link_artifact(link=url, link_text=f"MLflow run of {release.row.id}", key=f"{key}-run"))
+
+
+def ramp_listener(release: Release) -> Callable[[Mapping[str, Any]], None]:
+    """A listener that keeps one artifact of the ramp's progress fresh, aside from the loop."""
+    aside = Aside("progress")
+    key = f"{release.bench.name}-v{release.version}-progress"
+    last = [0.0]
+
+    def listen(progress: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if now - last[0] < _ARTIFACT_EVERY_S:
+            return
+        last[0] = now
+        rows = [f"| {name} | {_plain(value)} |" for name, value in progress.items() if value not in (None, "")]
+        text = "\n".join(["| what | now |", "| --- | --- |", *rows])
+        aside.offer(lambda: _create_progress(key, text))
+
+    return listen
+
+
+def ask_approval(release: Release) -> Verdict:
+    """Pause the flow run until a person says yes or no. No answer in time is a no."""
+    policy = release.bench.policy.approval
+    if not policy.required:
+        return Verdict(Outcome.PASS, "no approval required by the policy")
+    evidence = "\n\n".join(
+        f"**{stage}**: {stored['outcome']}, {stored['reason']}" for stage, stored in release.row.verdicts.items()
+    )
+    form = Decision.with_initial_data(
+        description=f"## Release {release.row.id} onto {release.bench.name}?\n\n{evidence}\n\n{_links(release)}"
+    )
+    try:
+        answer: Any = pause_flow_run(wait_for_input=form, timeout=int(policy.timeout_s), key="approval")
+    except FlowPauseTimeout:
+        return Verdict(Outcome.FAIL, f"nobody approved it within {policy.timeout_s:g} s")
+    said = f"{answer.name}: {answer.reason}"
+    release.bench.journal.record(
+        release.bench.name,
+        f"approval: {answer.decision}",
+        who=answer.name,
+        now=release.bench.clock(),
+        release_id=release.row.id,
+        reason=answer.reason,
+    )
+    if answer.decision == "approve":
+        return Verdict(Outcome.PASS, f"approved by {said}")
+    return Verdict(Outcome.FAIL, f"rejected by {said}")
+
+
+def stored_verdict(stored: Mapping[str, Any]) -> Verdict:
+    """A verdict as the journal keeps it, as a value again."""
+    findings = tuple(
+        Finding(**{**finding, "outcome": Outcome(finding["outcome"])}) for finding in stored["findings"]
+    )
+    return Verdict(Outcome(stored["outcome"]), stored["reason"], findings, stored.get("eta_units"))
+
+
+def findings_table(findings: tuple[Finding, ...]) -> str:
+    """Findings as a markdown table; empty where there are none."""
+    if not findings:
+        return ""
+    head = "| metric | verdict | candidate | champion | difference | evidence (needed) | units | reason |"
+    rows = [
+        f"| {found.metric} | {found.outcome} | {_plain(found.candidate)} | {_plain(found.champion)} "
+        f"| {_interval(found)} | {_plain(found.evidence)} ({_plain(found.needed)}) | {_plain(found.units)} "
+        f"| {found.reason} |"
+        for found in findings
+    ]
+    return "\n".join([head, "|" + " --- |" * 8, *rows])
+
+
+def _interval(found: Finding) -> str:
+    if found.low is None and found.high is None:
+        return ""
+    return f"{_plain(found.low)} to {_plain(found.high)}"
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _links(release: Release) -> str:
+    bench, row = release.bench, release.row
+    parts = [f"[Flow run]({flow_run_url(bench, row.flow_run_id)})"]
+    if row.mlflow_url:
+        parts.append(f"[MLflow run]({row.mlflow_url})")
+    return "  \n".join(parts)
+
+
+def _create_progress(key: str, text: str) -> None:
+    create_markdown_artifact(key=key, markdown=text)
+
+
+def _quietly(what: Callable[[], Any]) -> None:
+    try:
+        what()
+    except Exception:  # an artifact informs; a release never fails for it
+        _LOG.warning("artifact not written", exc_info=True)

@@ -1,0 +1,285 @@
+"""The canary: grants shares, looks, and lets the evidence decide.
+
+One loop: read what finished since the last look, count it, let the judge decide, store the
+look, then renew the lease, take the next step, or stop. The lease is renewed here and nowhere
+else, so a loop that hangs or dies gives the traffic back by doing nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evals.canary import CanaryJudge, LatencyThresholds, Look
+from evals.units import LookStatistics, UnitTracker
+from evals.verdict import Outcome, Verdict
+from serving.endpoint import Slot
+from serving.errors import LeaseExpired, NotHealthy, TransientError
+from serving.records import EndpointRow, LookRow, Stage
+from tasks.release import Release
+from tasks.transitions import grant, withdraw
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_LOG = logging.getLogger("interlock.ramp")
+_STAGE = Stage.CANARY.value
+BASELINE_REQUESTS_MIN = 200
+"""Champion requests before the canary from which the latency thresholds are taken."""
+_PATIENCE_LEASES = 4
+
+
+@dataclass(slots=True)
+class _Ramp:
+    """Where the ramp stands: everything the loop carries from look to look."""
+
+    row: EndpointRow
+    slot: Slot
+    judge: CanaryJudge
+    tracker: UnitTracker
+    cursor: str
+    number: int
+    step: int
+    step_since: float
+    first_generation: int
+    asked: bool = False
+    trouble_since: float | None = None
+    rejected: Verdict | None = None
+
+
+def run_canary(release: Release, row: EndpointRow, baseline: pd.DataFrame) -> Verdict:
+    """Ramp the placed candidate up to the soak and return PASS or FAIL.
+
+    `row` is the endpoint as `place` left it, `baseline` the champion's requests before the ramp.
+    Raises `Fenced`, `Aborted`; every other exception leaves the release INTERRUPTED and the
+    share to its lease.
+    """
+    ramp = _restore(release, row, baseline)
+    if ramp.rejected is not None:
+        return ramp.rejected  # an earlier run saw the evidence turn and died before it acted
+    canary = release.bench.policy.canary
+    ramp.row = grant(release.bench, ramp.row, canary.steps[ramp.step])
+    ramp.step_since = release.bench.clock()
+    while True:
+        release.bench.sleep(canary.look_every_s)
+        request = release.check().request
+        try:
+            look = _look(release, ramp)
+            if look.verdict.outcome in (Outcome.FAIL, Outcome.PASS):
+                return look.verdict
+            last = ramp.step == len(canary.steps) - 1
+            if look.advance.outcome is Outcome.PASS and not last and request != "pause":
+                ramp.step += 1
+                ramp.step_since = release.bench.clock()
+                _say_step(release, ramp)
+            ramp.row = grant(release.bench, ramp.row, canary.steps[ramp.step])
+            _ask_human_when_stalled(release, ramp, look)
+            ramp.trouble_since = None
+        except LeaseExpired as error:
+            _re_enter(release, ramp, error)
+        except TransientError as error:
+            _bear(release, ramp, error)
+
+
+def _look(release: Release, ramp: _Ramp) -> Look:
+    bench, now = release.bench, release.bench.clock()
+    seen = bench.endpoint.observations(ramp.cursor, settle_s=bench.policy.canary.settle_s)
+    frame = _ours(seen.frame, ramp)
+    statistics = ramp.tracker.look(frame, now=now)
+    setting: dict[str, Any] = {
+        "rows": len(seen.frame),
+        "step": ramp.step,
+        "seconds_at_step": now - ramp.step_since,
+        "stuck_candidate": seen.in_flight.get(ramp.slot, 0),
+        "stuck_champion": seen.in_flight.get(ramp.slot.sibling, 0),
+    }
+    look = judge_look(ramp.judge, statistics, setting)
+    ramp.number += 1
+    stored = {**setting, "generation": ramp.row.generation, "statistics": statistics.as_dict()}
+    bench.journal.add_look(
+        LookRow(release.row.id, _STAGE, ramp.number, now, ramp.cursor, seen.cursor, stored)
+    )
+    ramp.cursor = seen.cursor
+    share = bench.policy.canary.steps[ramp.step]
+    release.trail.numbers({**look.numbers, "share_percent": share}, now=now, step=ramp.number)
+    release.progress(
+        {
+            "step": ramp.step + 1,
+            "steps": len(bench.policy.canary.steps),
+            "share_percent": share,
+            "look": ramp.number,
+            "seconds_at_step": round(now - ramp.step_since, 1),
+            "outcome": look.verdict.outcome.value,
+            "reason": look.verdict.reason,
+            "advance": look.advance.reason,
+            "eta_units": look.verdict.eta_units,
+            **look.numbers,
+        }
+    )
+    return look
+
+
+def judge_look(judge: CanaryJudge, statistics: LookStatistics, setting: dict[str, Any]) -> Look:
+    """One look from its stored numbers; the same call decides live and when a release is recomputed."""
+    return judge.look(
+        statistics,
+        step=setting["step"],
+        seconds_at_step=setting["seconds_at_step"],
+        stuck_candidate=setting["stuck_candidate"],
+        stuck_champion=setting["stuck_champion"],
+    )
+
+
+def _restore(release: Release, row: EndpointRow, baseline: pd.DataFrame) -> _Ramp:
+    """The ramp as it was after the last stored look; a fresh one where there is none.
+
+    Users already counted must not count again, so the tracker reads the stored looks' requests
+    once more; the judge takes the stored counts, which also outlive the access log.
+    """
+    bench = release.bench
+    looks = bench.journal.looks(release.row.id, _STAGE)
+    slot = row.default.sibling
+    if not looks:
+        return _begin(release, row, slot, baseline)
+    head, *rest = looks
+    thresholds = LatencyThresholds.from_dict(head.stats["thresholds"])
+    ramp = _Ramp(
+        row=row,
+        slot=slot,
+        judge=CanaryJudge(bench.policy.canary, thresholds),
+        tracker=UnitTracker(bench.policy.canary, bench.policy.assign_by, thresholds),
+        cursor=looks[-1].cursor_to,
+        number=looks[-1].number,
+        step=int(rest[-1].stats["step"]) if rest else 0,
+        step_since=bench.clock(),
+        first_generation=int(head.stats["generation"]),
+    )
+    frame = bench.endpoint.observations(head.cursor_to).frame
+    start = 0
+    for look in rest:
+        rows = frame.iloc[start : start + int(look.stats["rows"])]
+        start += len(rows)
+        ramp.tracker.look(_ours(rows, ramp), now=look.time)
+        seen = judge_look(ramp.judge, LookStatistics.from_dict(look.stats["statistics"]), dict(look.stats))
+        if seen.verdict.failed:
+            ramp.rejected = seen.verdict
+    _LOG.info("resumed %s after look %d at step %d", release.row.id, ramp.number, ramp.step + 1)
+    return ramp
+
+
+def _begin(release: Release, row: EndpointRow, slot: Slot, baseline: pd.DataFrame) -> _Ramp:
+    """Fix the latency thresholds from past champion requests, waiting for enough of them."""
+    import pandas as pd
+
+    bench = release.bench
+    cursor = bench.endpoint.observations(None).cursor
+    champion = baseline[~baseline["failed"]]
+    while len(champion) < BASELINE_REQUESTS_MIN:
+        release.check()
+        release.progress(
+            {
+                "reason": f"HOLD: {len(champion)} of {BASELINE_REQUESTS_MIN} champion requests seen, "
+                "from which the latency thresholds are taken"
+            }
+        )
+        bench.sleep(bench.policy.canary.look_every_s)
+        seen = bench.endpoint.observations(cursor)
+        cursor = seen.cursor
+        fresh = seen.frame[~seen.frame["failed"]]
+        champion = pd.concat([champion, fresh]) if len(champion) else fresh
+    thresholds = LatencyThresholds.from_past(champion["service_ms"].to_numpy())
+    bench.journal.add_look(
+        LookRow(
+            release.row.id,
+            _STAGE,
+            0,
+            bench.clock(),
+            cursor,
+            cursor,
+            {
+                "rows": 0,
+                "generation": row.generation,
+                "thresholds": thresholds.as_dict(),
+                "baseline_requests": len(champion),
+            },
+        )
+    )
+    return _Ramp(
+        row=row,
+        slot=slot,
+        judge=CanaryJudge(bench.policy.canary, thresholds),
+        tracker=UnitTracker(bench.policy.canary, bench.policy.assign_by, thresholds),
+        cursor=cursor,
+        number=0,
+        step=0,
+        step_since=bench.clock(),
+        first_generation=row.generation,
+    )
+
+
+def _ours(frame: pd.DataFrame, ramp: _Ramp) -> pd.DataFrame:
+    """The rows of this release's generations, marked with the arm that they were assigned to."""
+    ours = frame[frame["generation"] >= ramp.first_generation]
+    return ours.assign(candidate=ours["slot"] == ramp.slot.value)
+
+
+def _re_enter(release: Release, ramp: _Ramp, error: LeaseExpired) -> None:
+    """HOLD after a lease ran out: prove the candidate healthy again, then grant afresh."""
+    bench = release.bench
+    _LOG.warning("HOLD: %s", error)
+    bench.journal.record(
+        bench.name, "lease expired", who=release.row.owner, now=bench.clock(), release_id=release.row.id, note=str(error)
+    )
+    ramp.row = withdraw(bench, ramp.row)
+    replicas = bench.endpoint.describe().replicas.get(ramp.slot, ())
+    if not replicas or not all(replica.healthy for replica in replicas):
+        raise NotHealthy(
+            f"{bench.name}: the candidate's replicas are not all healthy after the lease ran out. "
+            f"Next: interlock logs, then interlock release {bench.name} {release.version}"
+        )
+    ramp.row = grant(bench, ramp.row, bench.policy.canary.steps[ramp.step])
+    ramp.step_since = bench.clock()
+
+
+def _bear(release: Release, ramp: _Ramp, error: TransientError) -> None:
+    """HOLD while something is away for a moment; past a few leases the release is INTERRUPTED.
+
+    Nothing is lost by waiting: a lease that is not renewed meanwhile gives the traffic back.
+    """
+    now = release.bench.clock()
+    ramp.trouble_since = ramp.trouble_since or now
+    if now - ramp.trouble_since > _PATIENCE_LEASES * release.bench.policy.canary.lease_s:
+        raise error
+    _LOG.warning("HOLD: %s", error)
+
+
+def _say_step(release: Release, ramp: _Ramp) -> None:
+    share = release.bench.policy.canary.steps[ramp.step]
+    _LOG.info("%s: step %d, %g%%", release.row.id, ramp.step + 1, share)
+    release.bench.journal.record(
+        release.bench.name,
+        "step",
+        who=release.row.owner,
+        now=release.bench.clock(),
+        release_id=release.row.id,
+        share_percent=share,
+    )
+
+
+def _ask_human_when_stalled(release: Release, ramp: _Ramp, look: Look) -> None:
+    """A step that stays undecided asks a person, once; it never passes by itself."""
+    bench = release.bench
+    stalled_s = bench.clock() - ramp.step_since
+    if ramp.asked or stalled_s < bench.policy.canary.ask_after_s:
+        return
+    ramp.asked = True
+    _LOG.warning("%s is on HOLD for %.0f s: %s", release.row.id, stalled_s, look.verdict.reason)
+    bench.journal.record(
+        bench.name,
+        "asks a human",
+        who=release.row.owner,
+        now=bench.clock(),
+        release_id=release.row.id,
+        reason=look.verdict.reason,
+    )

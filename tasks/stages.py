@@ -1,0 +1,244 @@
+"""The stages of a release as Prefect tasks: each one effect or one question, safe to repeat.
+
+Only `TransientError` is retried. A verdict that is not a PASS is an answer, not an exception;
+exceptions become `Stopped`, which says under which name the flow run ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from evals.verdict import Verdict
+from serving.errors import Fenced, Refused, ServingError, TransientError
+from serving.records import EndpointRow, ReleaseState, Stage
+from tasks import notices, rolling_back, transitions
+from tasks.bench import Bench
+from tasks.documents import write_documents
+from tasks.evaluation import evaluate_candidate
+from tasks.ramp import run_canary
+from tasks.release import Aborted, Release, open_release
+from tasks.shadowing import run_shadow
+
+__all__ = ["Ended", "Release", "Stopped"]
+
+_LOG = logging.getLogger("interlock.stages")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a flow run ends: the name of its final state, and why."""
+
+    name: str
+    message: str
+
+
+class Stopped(Exception):
+    """A release that cannot go on in this run; `name` becomes the state's name."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+        self.message = message
+
+    @classmethod
+    def by(cls, error: Exception) -> Stopped:
+        """What an error means for the run."""
+        if isinstance(error, Stopped):
+            return error
+        if isinstance(error, Aborted):
+            return cls("Aborted", str(error))
+        if isinstance(error, Refused):
+            return cls("Refused", str(error))
+        known = isinstance(error, ServingError)
+        if not known:
+            _LOG.error("unexpected error", exc_info=error)
+        return cls("Interrupted", str(error) if known else f"{error.__class__.__name__}: {error}")
+
+
+def _transient(_task: Any, _run: Any, state: Any) -> bool:
+    """Whether a failed task is worth trying again."""
+    try:
+        state.result()
+    except TransientError:
+        return True
+    except BaseException:
+        return False
+    return False
+
+
+_RETRIED: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retries": 3,
+    "retry_delay_seconds": [1, 3, 9],
+    "retry_condition_fn": _transient,
+}
+
+
+def claim(endpoint: str, version: str, *, again: bool, reason: str) -> Release:
+    """Become the owner of the release, or raise `Stopped` where that is refused."""
+    try:
+        return _claim(endpoint, version, again, reason)
+    except Exception as error:
+        raise Stopped.by(error) from error
+
+
+@task(name="claim", **_RETRIED)
+def _claim(endpoint: str, version: str, again: bool, reason: str) -> Release:
+    bench = Bench.open(endpoint)
+    transitions.finish(bench)
+    notices.free_dead_owner(bench)
+    release = open_release(bench, version, again=again, reason=reason, flow_run_id=notices.flow_run_id())
+    if not release.row.mlflow_run_id:
+        tags = {"interlock.endpoint": endpoint, "interlock.version": version, "interlock.champion": release.row.champion}
+        run_id = bench.registry.open_run(endpoint, release.row.id, tags)
+        release.set_run(run_id, bench.registry.run_url(run_id))
+    release.listeners.append(notices.ramp_listener(release))
+    release.trail.document("policy.json", bench.policy.model_dump_json(indent=2))
+    return release
+
+
+@task(name="evaluate", **_RETRIED)
+def evaluate(release: Release) -> Verdict:
+    """Candidate against champion on held-out rows."""
+    return _stage(release, Stage.EVALUATE, evaluate_candidate)
+
+
+@task(name="place", **_RETRIED)
+def place_candidate(release: Release) -> EndpointRow:
+    """The candidate healthy in its slot, at zero share."""
+    release.enter(Stage.STAGE)
+    return transitions.place(release.bench, release.row, first=release.first)
+
+
+@task(name="shadow", **_RETRIED)
+def shadow(release: Release) -> Verdict:
+    """Copies of live requests, answered by the candidate, seen by nobody."""
+    return _stage(release, Stage.SHADOW, run_shadow)
+
+
+def approve(release: Release) -> Verdict:
+    """A person's yes, where the policy asks for one. Not a task: it pauses the flow run."""
+    return _stage(release, Stage.APPROVE, notices.ask_approval)
+
+
+@task(name="canary", **_RETRIED)
+def canary(release: Release, row: EndpointRow) -> Verdict:
+    """A rising share of live requests, watched continuously, up to the soak."""
+    release.enter(Stage.CANARY)
+    verdict = run_canary(release, row)
+    release.conclude(Stage.CANARY, verdict)
+    return verdict
+
+
+def promote_candidate(release: Release, verdict: Verdict) -> Ended:
+    """The soak's PASS commits."""
+    release.enter(Stage.PROMOTE)
+    _promote(release, verdict.reason)
+    return Ended("Promoted", f"version {release.version} is champion of {release.bench.name}: {verdict.reason}")
+
+
+@task(name="promote", **_RETRIED)
+def _promote(release: Release, reason: str) -> None:
+    bench = release.bench
+    intent = bench.row().intent
+    if intent is not None and intent["release_id"] == release.row.id:
+        transitions.finish(bench)  # decided by an earlier try
+    elif not _ended(release):
+        transitions.promote(bench, release.check(), who=release.row.owner, reason=reason, first=release.first)
+
+
+def reject_candidate(release: Release, verdict: Verdict) -> Ended:
+    """A FAIL verdict: share 0 first, then everything else."""
+    _reject(release, verdict.reason, ReleaseState.REJECTED)
+    return Ended("Rejected", f"{release.row.stage}: {verdict.reason}")
+
+
+@task(name="reject", **_RETRIED)
+def _reject(release: Release, reason: str, state: ReleaseState) -> None:
+    bench = release.bench
+    decided_at = bench.clock()
+    intent = bench.row().intent
+    if intent is not None and intent["release_id"] == release.row.id:
+        transitions.finish(bench)
+    elif not _ended(release):
+        transitions.reject(bench, release.row, state=state, who=release.row.owner, reason=reason, at=decided_at)
+
+
+def hold(release: Release, verdict: Verdict) -> Ended:
+    """Neither PASS nor FAIL: the release waits for a person; nothing is rejected."""
+    message = f"{release.row.stage} is {verdict.outcome}: {verdict.reason}"
+    transitions.make_safe(release.bench, release.row, who=release.row.owner, reason=message)
+    release.bench.journal.end_release(
+        release.row.id, state=ReleaseState.HELD, reason=message, now=release.bench.clock()
+    )
+    return Ended("Held", message)
+
+
+def interrupt(release: Release, stopped: Stopped) -> Ended:
+    """End this run without a verdict: an abort is carried out, everything else stays resumable.
+
+    A run that was fenced changes nothing at all: somebody newer is in charge.
+    """
+    bench = release.bench
+    try:
+        row = release.check()
+    except Fenced as error:
+        return Ended("Interrupted", str(error))
+    except Aborted as error:
+        _reject(release, str(error), ReleaseState.ABORTED)
+        return Ended("Aborted", str(error))
+    except ServingError as error:
+        return Ended("Interrupted", f"{stopped.message}; and then: {error}")
+    try:
+        transitions.make_safe(bench, row, who=row.owner, reason=stopped.message)
+    except ServingError as error:
+        return Ended("Interrupted", f"{stopped.message}; the share ends with its lease, because: {error}")
+    return Ended("Interrupted", stopped.message)
+
+
+def roll_back(endpoint: str, *, reason: str, who: str) -> str:
+    """Roll an endpoint back, or raise `Stopped` where that is refused. Returns what was done."""
+    try:
+        return _roll_back(endpoint, reason, who)
+    except Exception as error:
+        raise Stopped.by(error) from error
+
+
+@task(name="roll back", **_RETRIED)
+def _roll_back(endpoint: str, reason: str, who: str) -> str:
+    return rolling_back.roll_back(Bench.open(endpoint), who=who, reason=reason).message
+
+
+def close(release: Release, ended: Ended) -> None:
+    """Write the documents of the run: decisions, report, outcome. Informs only."""
+    row = release.bench.journal.release(release.row.id)
+    if row is None or (row.owner and row.owner != release.row.owner):
+        return  # somebody newer writes them
+    release.row = row
+    write_documents(release)
+    release.trail.close(row)
+    notices.ending(release, ended.name, ended.message)
+
+
+def _stage(release: Release, stage: Stage, run: Any) -> Verdict:
+    """Run a stage unless an earlier run of this release passed it, and keep its verdict."""
+    if release.passed(stage):
+        stored = release.row.verdicts[stage.value]
+        _LOG.info("%s: %s was passed before", release.row.id, stage.value)
+        return notices.stored_verdict(stored)
+    release.enter(stage)
+    verdict: Verdict = run(release)
+    release.conclude(stage, verdict)
+    notices.verdict(release, stage, verdict)
+    return verdict
+
+
+def _ended(release: Release) -> bool:
+    row = release.bench.journal.release(release.row.id)
+    return row is not None and row.state.final

@@ -1,0 +1,80 @@
+"""Repairs: finishing interrupted changes, freeing dead releases, retiring cold slots, missed events."""
+
+from __future__ import annotations
+
+import logging
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from configs.settings import Settings
+from serving.journal import Journal
+from serving.records import ReleaseState
+from tasks import notices, transitions
+from tasks.bench import Bench
+from tasks.control import start_release
+from tasks.registry import CANDIDATE
+
+_LOG = logging.getLogger("interlock.sweep")
+_SWEEPER = "reconcile"
+
+
+def endpoints_to_sweep() -> list[str]:
+    """Every endpoint with a policy file."""
+    folder = Settings().policy_dir.expanduser().resolve()
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+@task(name="sweep", cache_policy=NO_CACHE)
+def sweep_endpoint(endpoint: str) -> list[str]:
+    """Bring one endpoint's traffic, aliases and slots to what the journal says. Returns what it did."""
+    bench = Bench.open(endpoint)
+    said: list[str] = []
+    row = bench.row()
+    if row.intent is not None:
+        transitions.finish(bench)
+        said.append(f"{endpoint}: finished {row.intent['kind']} of version {row.intent['winner']}")
+    notices.free_dead_owner(bench)
+    release = bench.journal.open_release(endpoint)
+    now = bench.clock()
+    if release is not None and release.state is ReleaseState.RUNNING and release.owner_until < now:
+        transitions.make_safe(bench, release, who=_SWEEPER, reason="its flow run stopped renewing its claim")
+        said.append(f"{endpoint}: {release.id} made safe, it can be resumed")
+    row = transitions.follow_journal(bench)
+    if release is None and row.other_version and 0 < row.keep_until <= now:
+        slot = row.default.sibling
+        row = bench.journal.change(
+            endpoint, generation=row.generation, now=now, keep_until=0.0, **{f"{slot.value}_version": ""}
+        )
+        transitions.follow_journal(bench)
+        bench.endpoint.retire(slot)
+        said.append(f"{endpoint}: the previous version left slot {slot.value}")
+    return said
+
+
+@task(name="catch up", cache_policy=NO_CACHE)
+def start_missed_release(endpoint: str) -> list[str]:
+    """Start the release of a `candidate` alias that no event started; never of a version known as bad."""
+    bench = Bench.open(endpoint)
+    version = bench.registry.aliased(bench.policy.model, CANDIDATE)
+    if not version or bench.journal.open_release(endpoint) is not None or bench.row().champion == version:
+        return []
+    if any(release.version == version for release in bench.journal.releases(endpoint)):
+        return []  # it was tried: only a person starts it again
+    url = start_release(bench.settings, endpoint, int(version), reason="alias candidate found by the sweep")
+    return [f"{endpoint}: started the release of version {version}: {url}"]
+
+
+@task(name="make safe", cache_policy=NO_CACHE)
+def make_release_safe(flow_run_id: str) -> str:
+    """Make the release of a dead flow run safe; nothing to do where it already ended or moved on."""
+    settings = Settings()
+    journal = Journal(settings.journal)
+    release = next((row for row in journal.releases() if row.flow_run_id == flow_run_id), None)
+    if release is None:
+        return f"no release belongs to flow run {flow_run_id}"
+    bench = Bench.open(release.endpoint, settings)
+    if release.state is not ReleaseState.RUNNING:
+        return f"{release.id} is {release.state}: nothing to do"
+    transitions.make_safe(bench, release, who="make-safe", reason=f"its flow run {flow_run_id} died")
+    return f"{release.id} is INTERRUPTED at share 0 and can be resumed"
