@@ -39,6 +39,10 @@ class Replicas(Section):
     request_timeout_s: float = Field(
         default=30, gt=0, description="A request without an answer after this is an error."
     )
+    retry_unanswered: bool = Field(
+        default=True,
+        description="Ask another replica when one dies before it answers; off where a request has effects or costs.",
+    )
     start_timeout_s: float = Field(
         default=120, gt=0, description="A replica not healthy after this fails the deployment."
     )
