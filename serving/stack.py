@@ -23,6 +23,7 @@ from serving.errors import NotHealthy, SetupError
 from serving.programs import Program
 from serving.secret_files import Secret, read_or_create
 from serving.supervision import Supervisor
+from serving.upstream import is_loopback
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 """Where prefect.yaml and the rooms are."""
@@ -262,7 +263,7 @@ def answers(url: str, *, timeout_s: float = 2.0) -> bool:
     import httpx
 
     with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(url, timeout=timeout_s, trust_env=False).status_code < 500
+        return httpx.get(url, timeout=timeout_s, trust_env=not is_loopback(url)).status_code < 500
     return False
 
 

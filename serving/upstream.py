@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 
 def mlflow_headers(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -31,3 +32,8 @@ def prefect_headers(environment: Mapping[str, str] = os.environ) -> dict[str, st
 
 def _basic(credentials: str) -> dict[str, str]:
     return {"Authorization": f"Basic {base64.b64encode(credentials.encode()).decode()}"}
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL names this machine, where no proxy must be asked."""
+    return urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}
