@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from evals.canary import CanaryJudge, LatencyThresholds, Look
-from evals.units import LookStatistics, UnitTracker
+from evals.canary import CanaryJudge, Look
+from evals.looks import LatencyThresholds, StoredLook
+from evals.units import UnitTracker
 from evals.verdict import Outcome, Verdict
 from serving.endpoint import Slot
 from serving.errors import LeaseExpired, NotHealthy, TransientError
@@ -87,19 +88,17 @@ def _look(release: Release, ramp: _Ramp) -> Look:
     seen = bench.endpoint.observations(ramp.cursor, settle_s=bench.policy.canary.settle_s)
     frame = _ours(seen.frame, ramp)
     statistics = ramp.tracker.look(frame, now=now)
-    setting: dict[str, Any] = {
-        "rows": len(seen.frame),
-        "step": ramp.step,
-        "seconds_at_step": now - ramp.step_since,
-        "stuck_candidate": seen.in_flight.get(ramp.slot, 0),
-        "stuck_champion": seen.in_flight.get(ramp.slot.sibling, 0),
-    }
-    look = judge_look(ramp.judge, statistics, setting)
-    ramp.number += 1
-    stored = {**setting, "generation": ramp.row.generation, "statistics": statistics.as_dict()}
-    bench.journal.add_look(
-        LookRow(release.row.id, _STAGE, ramp.number, now, ramp.cursor, seen.cursor, stored)
+    stored = StoredLook(
+        statistics,
+        step=ramp.step,
+        seconds_at_step=now - ramp.step_since,
+        stuck_candidate=seen.in_flight.get(ramp.slot, 0),
+        stuck_champion=seen.in_flight.get(ramp.slot.sibling, 0),
     )
+    look = judge_look(ramp.judge, stored)
+    ramp.number += 1
+    stats = {"rows": len(seen.frame), "generation": ramp.row.generation, **stored.as_dict()}
+    bench.journal.add_look(LookRow(release.row.id, _STAGE, ramp.number, now, ramp.cursor, seen.cursor, stats))
     ramp.cursor = seen.cursor
     share = bench.policy.canary.steps[ramp.step]
     release.trail.numbers({**look.numbers, "share_percent": share}, now=now, step=ramp.number)
@@ -120,14 +119,14 @@ def _look(release: Release, ramp: _Ramp) -> Look:
     return look
 
 
-def judge_look(judge: CanaryJudge, statistics: LookStatistics, setting: dict[str, Any]) -> Look:
-    """One look from its stored numbers; the same call decides live and when a release is recomputed."""
+def judge_look(judge: CanaryJudge, stored: StoredLook) -> Look:
+    """One look from its stored numbers: the same live and when a release is resumed."""
     return judge.look(
-        statistics,
-        step=setting["step"],
-        seconds_at_step=setting["seconds_at_step"],
-        stuck_candidate=setting["stuck_candidate"],
-        stuck_champion=setting["stuck_champion"],
+        stored.statistics,
+        step=stored.step,
+        seconds_at_step=stored.seconds_at_step,
+        stuck_candidate=stored.stuck_candidate,
+        stuck_champion=stored.stuck_champion,
     )
 
 
@@ -143,7 +142,7 @@ def _restore(release: Release, row: EndpointRow, baseline: pd.DataFrame) -> _Ram
     if not looks:
         return _begin(release, row, slot, baseline)
     head, *rest = looks
-    thresholds = LatencyThresholds.from_dict(head.stats["thresholds"])
+    thresholds = LatencyThresholds(head.stats["thresholds"])
     ramp = _Ramp(
         row=row,
         slot=slot,
@@ -161,7 +160,7 @@ def _restore(release: Release, row: EndpointRow, baseline: pd.DataFrame) -> _Ram
         rows = frame.iloc[start : start + int(look.stats["rows"])]
         start += len(rows)
         ramp.tracker.look(_ours(rows, ramp), now=look.time)
-        seen = judge_look(ramp.judge, LookStatistics.from_dict(look.stats["statistics"]), dict(look.stats))
+        seen = judge_look(ramp.judge, StoredLook.from_dict(look.stats))
         if seen.verdict.failed:
             ramp.rejected = seen.verdict
     _LOG.info("resumed %s after look %d at step %d", release.row.id, ramp.number, ramp.step + 1)

@@ -1,0 +1,196 @@
+"""The documents of a finished run: `decisions.json` for machines, `report.html` for people.
+
+Both are made from the journal alone (latency plots also read the access log), so they can be
+made again at any time.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals.canary import Look, replay
+from evals.looks import LatencyThresholds, StoredLook
+from serving.errors import ServingError
+from serving.records import LookRow, Stage
+from tasks.release import Release
+from tasks.trail import plain_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LOG = logging.getLogger("interlock.documents")
+_INK, _CANDIDATE, _CHAMPION, _BOUND = "#59636e", "#b3261e", "#1f5fa8", "#1a7f37"
+
+
+def write_documents(release: Release) -> None:
+    """Log the release's documents with its MLflow run. Informs only: failures are logged."""
+    release.trail.document("decisions.json", plain_json(decisions(release)))
+    try:
+        release.trail.document("report.html", report(release))
+    except (ServingError, ValueError, KeyError) as error:
+        _LOG.warning("the report could not be drawn: %s", error)
+
+
+def decisions(release: Release) -> dict[str, Any]:
+    """Everything that the release decided and what it decided from; no ids of users or requests."""
+    row, journal = release.row, release.bench.journal
+    return {
+        "release": row.id,
+        "endpoint": row.endpoint,
+        "version": row.version,
+        "champion": row.champion,
+        "state": row.state.value,
+        "reason": row.reason,
+        "decided_at": row.decided_at,
+        "decided_stage": row.decided_stage,
+        "policy": release.bench.policy.model_dump(mode="json"),
+        "verdicts": dict(row.verdicts),
+        "looks": {
+            stage.value: [{"number": look.number, "time": look.time, **look.stats} for look in looks]
+            for stage in (Stage.SHADOW, Stage.CANARY)
+            if (looks := journal.looks(row.id, stage.value))
+        },
+    }
+
+
+def replayed_looks(release: Release) -> tuple[list[LookRow], list[Look]]:
+    """The stored looks of the canary, and what the judge says of them now: the same, or a bug."""
+    head, *rest = release.bench.journal.looks(release.row.id, Stage.CANARY.value) or [None]
+    if head is None:
+        return [], []
+    thresholds = LatencyThresholds(head.stats["thresholds"])
+    stored = [StoredLook.from_dict(look.stats) for look in rest]
+    return rest, replay(release.bench.policy.canary, thresholds, stored)
+
+
+def report(release: Release) -> str:
+    """The release as one HTML page with its plots inside."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["number"] = _number
+    row, bench = release.row, release.bench
+    audit = [line for line in bench.journal.audit(bench.name, limit=500) if line.release_id == row.id]
+    return environment.get_template("report.html.j2").render(
+        release=row,
+        outcome=row.state.value,
+        owner=bench.policy.owner,
+        started=_clock(row.started_at),
+        decided=_clock(row.decided_at) if row.decided_at else "",
+        verdicts=list(row.verdicts.items()),
+        plots=_plots(release),
+        audit=[
+            {"time": _clock(line.time), "what": line.what, "who": line.who, "details": _details(line.details)}
+            for line in reversed(audit)
+        ],
+    )
+
+
+def _plots(release: Release) -> list[tuple[str, str, str]]:
+    stored, looks = replayed_looks(release)
+    if not looks:
+        return []
+    plots = [
+        (
+            "The ramp and its evidence",
+            _svg(_evidence_figure(release, stored, looks)),
+            "Above: the candidate's share. Below: the evidence for rolling back (red), and the weakest of the "
+            "proofs that promotion requires (blue), each with the level at which it decides. Looking is free: "
+            "the levels hold at every look.",
+        )
+    ]
+    latencies = _latency_figure(release)
+    if latencies is not None:
+        plots.append(
+            (
+                "Service time of the two versions",
+                _svg(latencies),
+                "Share of requests that took at most this long in the replica, over the whole ramp.",
+            )
+        )
+    return plots
+
+
+def _evidence_figure(release: Release, stored: list[LookRow], looks: list[Look]) -> Figure:
+    from matplotlib.figure import Figure
+
+    canary = release.bench.policy.canary
+    start = stored[0].time
+    seconds = [row.time - start for row in stored]
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2.2])
+    above.step(seconds, [canary.steps[int(row.stats["step"])] for row in stored], where="post", color=_CANDIDATE)
+    above.set_ylabel("share, %")
+    above.set_ylim(0, 100)
+    below.plot(seconds, [look.log10_rollback for look in looks], color=_CANDIDATE, label="evidence for rollback")
+    below.plot(seconds, [look.log10_promote for look in looks], color=_CHAMPION, label="weakest proof for promotion")
+    import math
+
+    for level, color in ((1 / canary.false_rollback, _CANDIDATE), (1 / canary.false_promote, _CHAMPION)):
+        below.axhline(math.log10(level), color=color, linewidth=0.8, linestyle=":")
+    below.set_ylabel("evidence, log10 E")
+    below.set_xlabel("seconds since the canary began")
+    below.legend(frameon=False, loc="best")
+    return _plain_axes(figure)
+
+
+def _latency_figure(release: Release) -> Figure | None:
+    """Empirical distribution functions, from at most 20,000 requests a version."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    looks = release.bench.journal.looks(release.row.id, Stage.CANARY.value)
+    frame = release.bench.endpoint.observations(looks[0].cursor_to).frame
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots()
+    drawn = 0
+    for version, color in ((release.row.champion, _CHAMPION), (release.version, _CANDIDATE)):
+        service = frame.loc[(frame["version"] == version) & (frame["service_ms"] > 0), "service_ms"].to_numpy()
+        if len(service) < 20:
+            continue
+        values = np.sort(service[:: max(1, len(service) // 20_000)])
+        axes.step(values, np.arange(1, len(values) + 1) / len(values), color=color, label=f"v{version}", where="post")
+        drawn += 1
+    if drawn < 2:
+        return None
+    axes.set_xscale("log")
+    axes.set_xlabel("service time, ms")
+    axes.set_ylabel("share of requests")
+    axes.legend(frameon=False, loc="lower right")
+    return _plain_axes(figure)
+
+
+def _plain_axes(figure: Figure) -> Figure:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=_INK)
+        axes.grid(visible=True, color="#e8ebee", linewidth=0.6)
+    return figure
+
+
+def _svg(figure: Figure) -> str:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    text = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(text)
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _details(details: Any) -> str:
+    return ", ".join(f"{key}: {_number(value)}" for key, value in details.items() if value not in ("", None))
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
