@@ -172,7 +172,7 @@ class Recorder:
             self._queued_bytes -= sum(len(r.request) + len(r.response) for r in records)
             now = self._clock()
             if self._spool is not None:
-                lines = [self._spool_line(r) for r in records if r.request_id and not r.replay and r.status]
+                lines = [self._spool_line(r) for r in records if _is_for_the_shadow(r)]
                 self.counts.spooled += self._write(self._spool, lines, now)
             if self._capture is not None:
                 lines = [self._capture_line(r) for r in records if self._is_sampled(r)]
@@ -264,6 +264,11 @@ class Recorder:
             f',"inputs":{"null" if inputs is None else quote(inputs)}'
             f',"outputs":{"null" if outputs is None else quote(outputs)}}}\n'
         ).encode()
+
+
+def _is_for_the_shadow(record: Recorded) -> bool:
+    """Live requests that came through the gateway (it sets the id) and that the model was asked."""
+    return bool(record.request_id) and not record.replay and record.status not in (0, 503)
 
 
 def _quoted(header: bytes) -> str:

@@ -3,7 +3,8 @@
 A writer is one run of one process. Its files are numbered, so that a reader can tell that one is
 missing, and each ends with a trailer line, so that a reader knows when to go on to the next:
 
-    NAME.RUN.SEQUENCE.OPENED_MS.jsonl      e.g. flights-blue-21000.1795400000000-4711.00000003.1795400012000.jsonl
+    NAME.RUN.SEQUENCE.OPENED_MS.jsonl
+    flights-blue-21000.1795400000000-4711.00000003.1795400012000.jsonl
 
 A writer that was killed leaves no trailer and at most one unfinished last line, which no reader
 consumes. Standard library only: this also runs inside servers that are not ours.
@@ -47,7 +48,7 @@ class SegmentName:
 def list_segments(folder: Path) -> list[SegmentName]:
     """The segments of a folder, by writer and number. A folder that does not exist yet has none."""
     try:
-        filenames = os.listdir(folder)
+        filenames = [path.name for path in folder.iterdir()]
     except FileNotFoundError:
         return []
     return sorted(name for name in map(SegmentName.parse, filenames) if name is not None)
@@ -62,7 +63,7 @@ def purge_segments(folder: Path, *, opened_before: float) -> int:
     for name in list_segments(folder):
         if name.opened_ms < opened_before * 1000:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(folder / name.filename)
+                (folder / name.filename).unlink()
                 purged += 1
     return purged
 
@@ -120,7 +121,7 @@ class SegmentWriter:
         self._abandon()
 
     def _open(self, now: float) -> int:
-        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = SegmentName(self._writer, self._sequence, int(now * 1000))
         self._path = self._folder / name.filename
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -191,10 +191,9 @@ def _at_now(folder: Path, segments: list[SegmentName]) -> _Cursor:
 
 def _end_of_lines(path: Path) -> int:
     """The offset after the last finished line: a line half written now is read later, whole."""
-    end = 0
-    for _, end in _complete_lines(path, 0):
-        pass
-    return end
+    ends = [0]
+    ends.extend(end for _, end in _complete_lines(path, 0))
+    return ends[-1]
 
 
 def _settle_deleted(at: _Cursor, segments: list[SegmentName]) -> None:

@@ -56,6 +56,10 @@ class ReplicaSpec(_Part):
     request_timeout_s: float = Field(30, gt=0, description="A request without an answer after this gets 504.")
     max_body_bytes: int = Field(1_048_576, ge=1, description="Larger bodies get 413.")
     drain_s: float = Field(30, ge=0, description="Time that requests in flight have after SIGTERM.")
+    lame_duck_s: float = Field(
+        1.0, ge=0, description="After SIGTERM: time to be seen as unhealthy and avoided."
+    )
+    allow_missing: bool = Field(False, description="Accept null in required columns that can hold it.")
     mlflow_tracking_uri: str = Field(description="The registry's server.")
     model_cache_dir: Path = Field(description="Downloaded models by model id: a restart needs no MLflow.")
     capture: CaptureSpec | None = Field(None, description="No durable capture when null.")

@@ -1,0 +1,187 @@
+"""From a registry URI to a warm model, with a local copy so that a restart needs no registry.
+
+The copy is kept by model id, which never changes its content. Which id a version has is asked of
+the registry each time, and read from a note of the last answer only while it cannot be reached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from serving.replica.answers import encode, jsonable
+from serving.replica.errors import BadInput, LoadFailed, ModelFault, RegistryUnreachable
+from serving.replica.model import ServedModel
+
+logger = logging.getLogger("interlock.replica")
+
+_VERSION_URI = re.compile(r"models:/([^/@]+)/(\d+)")
+_MODEL_ID_URI = re.compile(r"models:/(m-[0-9a-f]+)")
+
+_SYNTHETIC: dict[str, Any] = {
+    "double": 0.0,
+    "float": 0.0,
+    "integer": 0,
+    "long": 0,
+    "boolean": False,
+    "string": "",
+    "binary": "",
+    "datetime": "2000-01-01T00:00:00",
+}
+
+
+def load_model(uri: str, *, tracking_uri: str, cache_dir: Path, allow_missing: bool = False) -> ServedModel:
+    """Fetch, load and warm up one version. Raises `LoadFailed`, or `RegistryUnreachable`."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    import mlflow
+    from mlflow.pyfunc import load_model as load_pyfunc
+
+    mlflow.set_tracking_uri(tracking_uri)
+    folder = fetch_model(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
+    try:
+        served = ServedModel(load_pyfunc(str(folder)), allow_missing=allow_missing)
+    except Exception as error:
+        raise LoadFailed(
+            f"Loading {uri} failed: {type(error).__name__}: {error}. Next: check that this environment has "
+            f"the model's requirements ({folder / 'requirements.txt'})."
+        ) from error
+    warm_up(served, folder, uri)
+    return served
+
+
+def fetch_model(uri: str, *, tracking_uri: str, cache_dir: Path) -> Path:
+    """The folder of a version's local copy, downloaded where it is not there yet."""
+    key = _resolve(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
+    folder = cache_dir / key
+    if folder.is_dir():
+        return folder
+    from mlflow.artifacts import download_artifacts
+
+    with _lock(cache_dir / f".{key}.lock"):
+        if folder.is_dir():  # a neighbour was faster
+            return folder
+        staging = Path(tempfile.mkdtemp(prefix=".incoming-", dir=cache_dir))
+        try:
+            downloaded = download_artifacts(
+                artifact_uri=uri, dst_path=str(staging), tracking_uri=tracking_uri
+            )
+            Path(downloaded).rename(folder)
+        except Exception as error:
+            raise RegistryUnreachable(
+                f"Downloading {uri} from {tracking_uri} failed: {type(error).__name__}: {error}. "
+                "Next: check that the artifact store can be reached."
+            ) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def warm_up(served: ServedModel, folder: Path, uri: str) -> None:
+    """One whole prediction, from bytes to bytes, before anyone may call the replica healthy.
+
+    The version's own input example must pass. Without one a row of zeros and empty strings is
+    tried, which a sound model may refuse: that is a warning, not a failure.
+    """
+    example = _input_example(served, folder)
+    if example is not None:
+        try:
+            _ask(served, example)
+            return
+        except BadInput as error:
+            logger.warning("%s: its own input example does not fit its signature: %s", uri, error)
+        except ModelFault as error:
+            raise LoadFailed(
+                f"{uri} fails on its own input example: {error.__cause__ or error!r}. "
+                "Next: fix the model or the example."
+            ) from error
+    if not served.columns:
+        logger.warning("%s has neither an input example nor a tabular signature: not warmed up", uri)
+        return
+    row = {str(column.name): _SYNTHETIC[column.kind] for column in served.columns}
+    names = any(isinstance(column.name, str) for column in served.columns)
+    body = json.dumps({"dataframe_records": [row]} if names else {"instances": [list(row.values())]}).encode()
+    try:
+        _ask(served, body)
+    except (BadInput, ModelFault) as error:
+        logger.warning("%s refused the synthetic warm-up row: %s", uri, error.__cause__ or error)
+
+
+def _ask(served: ServedModel, body: bytes) -> None:
+    question = served.parse(body, "application/json")
+    encode(jsonable(served.ask(question)), wrapped=question.wrapped)
+
+
+def _input_example(served: ServedModel, folder: Path) -> bytes | None:
+    """The request body that MLflow keeps with a model that was logged with an input example."""
+    from mlflow.models import Model
+
+    try:
+        body = Model.load(str(folder)).get_serving_input(str(folder))
+    except Exception as error:  # noqa: BLE001 - whatever an old or foreign model holds there
+        logger.warning("The input example cannot be read: %s", error)
+        return None
+    return body.encode() if body else None
+
+
+def _resolve(uri: str, *, tracking_uri: str, cache_dir: Path) -> str:
+    """The cache key of a version: its model id, else a digest of its source."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    if by_id := _MODEL_ID_URI.fullmatch(uri):
+        return by_id[1]
+    by_version = _VERSION_URI.fullmatch(uri)
+    if by_version is None:
+        raise LoadFailed(f"Asked to serve {uri!r}. Next: name a version, models:/NAME/VERSION.")
+    note = cache_dir / f".{hashlib.sha256(f'{tracking_uri} {uri}'.encode()).hexdigest()[:24]}.json"
+    try:
+        version = MlflowClient(tracking_uri).get_model_version(by_version[1], by_version[2])
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise LoadFailed(
+                f"Asked to serve {uri}; {tracking_uri} has no such version. {error.message}"
+            ) from error
+        key = _noted(note)
+        if key is None or not (cache_dir / key).is_dir():
+            raise RegistryUnreachable(
+                f"Asked {tracking_uri} for {uri}: {error.message}. There is no local copy. "
+                "Next: start MLflow."
+            ) from error
+        logger.warning("The registry does not answer; serving the local copy of %s", uri)
+        return key
+    source = hashlib.sha256(str(version.source).encode()).hexdigest()[:32]
+    key = version.model_id or source
+    _replace(note, json.dumps({"uri": uri, "key": key}))
+    return key
+
+
+def _noted(note: Path) -> str | None:
+    try:
+        return str(json.loads(note.read_text())["key"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _replace(path: Path, text: str) -> None:
+    staging = path.with_name(f"{path.name}.{os.getpid()}")
+    staging.write_text(text)
+    staging.replace(path)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Generator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
