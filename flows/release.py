@@ -49,7 +49,7 @@ def release_model(endpoint: str, version: int, again: bool = False, reason: str 
             ended = advance(release)
         except Stopped as stopped:
             ended = interrupt(release, stopped)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, the release must end resumable)
             ended = interrupt(release, Stopped.by(error))
         close(release, ended)
     return _state(ended)

@@ -19,7 +19,9 @@ class PrefectUnavailable(TransientError):
     """The Prefect API does not answer."""
 
 
-def start_release(settings: Settings, endpoint: str, version: int, *, again: bool = False, reason: str = "") -> str:
+def start_release(
+    settings: Settings, endpoint: str, version: int, *, again: bool = False, reason: str = ""
+) -> str:
     """Create a flow run of the release deployment. Returns the flow run's page.
 
     Raises `Refused` with the running release's link where one is already being run.
@@ -33,7 +35,9 @@ def start_release(settings: Settings, endpoint: str, version: int, *, again: boo
         )
     deployment = _prefect(settings, "GET", f"/deployments/name/{RELEASE_DEPLOYMENT}")
     parameters = {"endpoint": endpoint, "version": int(version), "again": again, "reason": reason}
-    run = _prefect(settings, "POST", f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+    run = _prefect(
+        settings, "POST", f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters}
+    )
     return _flow_run_page(settings, run["id"])
 
 
@@ -76,7 +80,9 @@ def _flow_run_page(settings: Settings, run_id: str) -> str:
     return f"{settings.prefect_url.removesuffix('/api')}/runs/flow-run/{run_id}"
 
 
-def _prefect(settings: Settings, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+def _prefect(
+    settings: Settings, method: str, path: str, body: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """One call of Prefect's REST API: importing its client would cost the terminal two seconds."""
     user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
     try:
@@ -89,7 +95,8 @@ def _prefect(settings: Settings, method: str, path: str, body: dict[str, Any] | 
         )
     except httpx.HTTPError as error:
         raise PrefectUnavailable(
-            f"Prefect at {settings.prefect_url} does not answer ({error.__class__.__name__}). Next: interlock doctor"
+            f"Prefect at {settings.prefect_url} does not answer ({error.__class__.__name__}). "
+            "Next: interlock doctor"
         ) from error
     if reply.status_code == httpx.codes.NOT_FOUND:
         raise Refused(f"Prefect does not know {path}. Next: interlock up (it registers the deployments)")

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LOG = logging.getLogger("interlock.documents")
+_EVIDENCE_TEXT = (
+    "Above: the candidate's share. Below: the evidence for rolling back (red), and the weakest of the proofs "
+    "that promotion requires (blue), each with the level at which it decides. Looking is free: the levels "
+    "hold at every look."
+)
 _INK, _CANDIDATE, _CHAMPION, _BOUND = "#59636e", "#b3261e", "#1f5fa8", "#1a7f37"
 
 
@@ -72,7 +77,9 @@ def report(release: Release) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = _number
     row, bench = release.row, release.bench
@@ -100,9 +107,7 @@ def _plots(release: Release) -> list[tuple[str, str, str]]:
         (
             "The ramp and its evidence",
             _svg(_evidence_figure(release, stored, looks)),
-            "Above: the candidate's share. Below: the evidence for rolling back (red), and the weakest of the "
-            "proofs that promotion requires (blue), each with the level at which it decides. Looking is free: "
-            "the levels hold at every look.",
+            _EVIDENCE_TEXT,
         )
     ]
     latencies = _latency_figure(release)
@@ -125,11 +130,23 @@ def _evidence_figure(release: Release, stored: list[LookRow], looks: list[Look])
     seconds = [row.time - start for row in stored]
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2.2])
-    above.step(seconds, [canary.steps[int(row.stats["step"])] for row in stored], where="post", color=_CANDIDATE)
+    above.step(
+        seconds, [canary.steps[int(row.stats["step"])] for row in stored], where="post", color=_CANDIDATE
+    )
     above.set_ylabel("share, %")
     above.set_ylim(0, 100)
-    below.plot(seconds, [look.log10_rollback for look in looks], color=_CANDIDATE, label="evidence for rollback")
-    below.plot(seconds, [look.log10_promote for look in looks], color=_CHAMPION, label="weakest proof for promotion")
+    below.plot(
+        seconds,
+        [look.numbers["evidence_log10/rollback"] for look in looks],
+        color=_CANDIDATE,
+        label="evidence for rollback",
+    )
+    below.plot(
+        seconds,
+        [look.numbers["evidence_log10/promote"] for look in looks],
+        color=_CHAMPION,
+        label="weakest proof for promotion",
+    )
     import math
 
     for level, color in ((1 / canary.false_rollback, _CANDIDATE), (1 / canary.false_promote, _CHAMPION)):
@@ -151,11 +168,19 @@ def _latency_figure(release: Release) -> Figure | None:
     axes = figure.subplots()
     drawn = 0
     for version, color in ((release.row.champion, _CHAMPION), (release.version, _CANDIDATE)):
-        service = frame.loc[(frame["version"] == version) & (frame["service_ms"] > 0), "service_ms"].to_numpy()
+        service = frame.loc[
+            (frame["version"] == version) & (frame["service_ms"] > 0), "service_ms"
+        ].to_numpy()
         if len(service) < 20:
             continue
         values = np.sort(service[:: max(1, len(service) // 20_000)])
-        axes.step(values, np.arange(1, len(values) + 1) / len(values), color=color, label=f"v{version}", where="post")
+        axes.step(
+            values,
+            np.arange(1, len(values) + 1) / len(values),
+            color=color,
+            label=f"v{version}",
+            where="post",
+        )
         drawn += 1
     if drawn < 2:
         return None

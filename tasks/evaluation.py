@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from evals.gate import Scores
 from evals.gate import evaluate as decide
+
 from evals.verdict import Outcome, Verdict
 from serving.errors import SetupError
 from tasks.bench import Bench
@@ -56,7 +56,9 @@ def evaluate_candidate(release: Release) -> Verdict:
     for finding in verdict.findings:
         values = {"candidate": finding.candidate, "champion": finding.champion}
         numbers = {
-            f"evaluate/{finding.metric}/{who}".replace("=", "_"): value for who, value in values.items() if value is not None
+            f"evaluate/{finding.metric}/{who}".replace("=", "_"): value
+            for who, value in values.items()
+            if value is not None
         }
         release.trail.numbers(numbers, now=now, step=0)
     return verdict
@@ -74,7 +76,9 @@ def read_rows(bench: Bench) -> pd.DataFrame:
     if "://" not in location:
         path = Path(location).expanduser()
         location = str(path if path.is_absolute() else bench.settings.policy_path(bench.name).parent / path)
-    read = pd.read_csv if location.split("?")[0].endswith((".csv", ".csv.gz", ".csv.zip")) else pd.read_parquet
+    read = (
+        pd.read_csv if location.split("?")[0].endswith((".csv", ".csv.gz", ".csv.zip")) else pd.read_parquet
+    )
     try:
         rows = read(location)
     except (OSError, ValueError, ImportError) as error:
@@ -133,7 +137,9 @@ def _scores(release: Release, model: Any, rows: pd.DataFrame) -> NDArray[Any]:
         parts.append(_predict(model, rows.iloc[start : start + _BATCH_ROWS]))
     scores = np.concatenate(parts) if parts else np.zeros(0)
     if scores.dtype.kind == "f" and not np.isfinite(scores).all():
-        raise _ModelFault(f"answered {np.count_nonzero(~np.isfinite(scores))} of {len(scores)} rows without a number")
+        raise _ModelFault(
+            f"answered {np.count_nonzero(~np.isfinite(scores))} of {len(scores)} rows without a number"
+        )
     return scores
 
 
@@ -153,7 +159,9 @@ def _predict(model: Any, rows: pd.DataFrame) -> NDArray[Any]:
     try:
         answer = model.predict(rows)
     except Exception as error:  # whatever a model raises is the model's fault
-        raise _ModelFault(f"raised {error.__class__.__name__} on held-out rows: {str(error)[:200]}") from error
+        raise _ModelFault(
+            f"raised {error.__class__.__name__} on held-out rows: {str(error)[:200]}"
+        ) from error
     values = np.asarray(answer)
     if values.ndim == 2:
         values = values[:, -1]

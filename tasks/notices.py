@@ -48,7 +48,12 @@ def flow_run_url(bench: Bench, run_id: str) -> str:
 def free_dead_owner(bench: Bench) -> None:
     """End the claim of an open release whose flow run Prefect knows to be over."""
     release = bench.journal.open_release(bench.name)
-    if release is None or not release.owner or not release.flow_run_id or release.flow_run_id == flow_run_id():
+    if (
+        release is None
+        or not release.owner
+        or not release.flow_run_id
+        or release.flow_run_id == flow_run_id()
+    ):
         return
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
@@ -75,7 +80,9 @@ def verdict(release: Release, stage: Stage, result: Verdict) -> None:
         _links(release),
     ]
     key = f"{bench.name}-v{release.version}-{stage.value}"
-    _quietly(lambda: create_markdown_artifact(key=key, markdown="\n".join(lines), description=result.reason[:300]))
+    _quietly(
+        lambda: create_markdown_artifact(key=key, markdown="\n".join(lines), description=result.reason[:300])
+    )
 
 
 def ending(release: Release, name: str, message: str) -> None:
@@ -86,7 +93,11 @@ def ending(release: Release, name: str, message: str) -> None:
     _quietly(lambda: create_markdown_artifact(key=key, markdown="\n".join(lines), description=message[:300]))
     url = release.row.mlflow_url
     if url:
-        _quietly(lambda: create_link_artifact(link=url, link_text=f"MLflow run of {release.row.id}", key=f"{key}-run"))
+        _quietly(
+            lambda: create_link_artifact(
+                link=url, link_text=f"MLflow run of {release.row.id}", key=f"{key}-run"
+            )
+        )
 
 
 def ramp_listener(release: Release) -> Callable[[Mapping[str, Any]], None]:
@@ -100,7 +111,9 @@ def ramp_listener(release: Release) -> Callable[[Mapping[str, Any]], None]:
         if now - last[0] < _ARTIFACT_EVERY_S:
             return
         last[0] = now
-        rows = [f"| {name} | {_plain(value)} |" for name, value in progress.items() if value not in (None, "")]
+        rows = [
+            f"| {name} | {_plain(value)} |" for name, value in progress.items() if value not in (None, "")
+        ]
         text = "\n".join(["| what | now |", "| --- | --- |", *rows])
         aside.offer(lambda: _create_progress(key, text))
 
@@ -113,7 +126,8 @@ def ask_approval(release: Release) -> Verdict:
     if not policy.required:
         return Verdict(Outcome.PASS, "no approval required by the policy")
     evidence = "\n\n".join(
-        f"**{stage}**: {stored['outcome']}, {stored['reason']}" for stage, stored in release.row.verdicts.items()
+        f"**{stage}**: {stored['outcome']}, {stored['reason']}"
+        for stage, stored in release.row.verdicts.items()
     )
     form = Decision.with_initial_data(
         description=f"## Release {release.row.id} onto {release.bench.name}?\n\n{evidence}\n\n{_links(release)}"
@@ -185,5 +199,5 @@ def _create_progress(key: str, text: str) -> None:
 def _quietly(what: Callable[[], Any]) -> None:
     try:
         what()
-    except Exception:  # an artifact informs; a release never fails for it
+    except Exception:  # noqa: BLE001 (an artifact informs; a release never fails for it)
         _LOG.warning("artifact not written", exc_info=True)

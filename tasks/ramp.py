@@ -49,14 +49,15 @@ class _Ramp:
     rejected: Verdict | None = None
 
 
-def run_canary(release: Release, row: EndpointRow, baseline: pd.DataFrame) -> Verdict:
-    """Ramp the placed candidate up to the soak and return PASS or FAIL.
+def run_canary(release: Release, row: EndpointRow) -> Verdict:
+    """Ramp the placed candidate up to the soak and return PASS, FAIL or ERROR.
 
-    `row` is the endpoint as `place` left it, `baseline` the champion's requests before the ramp.
+    `row` is the endpoint as `place` left it. The latency thresholds come from the champion's
+    requests since then.
     Raises `Fenced`, `Aborted`; every other exception leaves the release INTERRUPTED and the
     share to its lease.
     """
-    ramp = _restore(release, row, baseline)
+    ramp = _restore(release, row)
     if ramp.rejected is not None:
         return ramp.rejected  # an earlier run saw the evidence turn and died before it acted
     canary = release.bench.policy.canary
@@ -67,7 +68,7 @@ def run_canary(release: Release, row: EndpointRow, baseline: pd.DataFrame) -> Ve
         request = release.check().request
         try:
             look = _look(release, ramp)
-            if look.verdict.outcome in (Outcome.FAIL, Outcome.PASS):
+            if look.verdict.outcome is not Outcome.INCONCLUSIVE:
                 return look.verdict
             last = ramp.step == len(canary.steps) - 1
             if look.advance.outcome is Outcome.PASS and not last and request != "pause":
@@ -130,7 +131,7 @@ def judge_look(judge: CanaryJudge, stored: StoredLook) -> Look:
     )
 
 
-def _restore(release: Release, row: EndpointRow, baseline: pd.DataFrame) -> _Ramp:
+def _restore(release: Release, row: EndpointRow) -> _Ramp:
     """The ramp as it was after the last stored look; a fresh one where there is none.
 
     Users already counted must not count again, so the tracker reads the stored looks' requests
@@ -140,7 +141,7 @@ def _restore(release: Release, row: EndpointRow, baseline: pd.DataFrame) -> _Ram
     looks = bench.journal.looks(release.row.id, _STAGE)
     slot = row.default.sibling
     if not looks:
-        return _begin(release, row, slot, baseline)
+        return _begin(release, row, slot)
     head, *rest = looks
     thresholds = LatencyThresholds(head.stats["thresholds"])
     ramp = _Ramp(
@@ -167,13 +168,13 @@ def _restore(release: Release, row: EndpointRow, baseline: pd.DataFrame) -> _Ram
     return ramp
 
 
-def _begin(release: Release, row: EndpointRow, slot: Slot, baseline: pd.DataFrame) -> _Ramp:
+def _begin(release: Release, row: EndpointRow, slot: Slot) -> _Ramp:
     """Fix the latency thresholds from past champion requests, waiting for enough of them."""
     import pandas as pd
 
     bench = release.bench
-    cursor = bench.endpoint.observations(None).cursor
-    champion = baseline[~baseline["failed"]]
+    seen = bench.endpoint.observations(release.placed_cursor)
+    cursor, champion = seen.cursor, seen.frame[~seen.frame["failed"]]
     while len(champion) < BASELINE_REQUESTS_MIN:
         release.check()
         release.progress(
@@ -228,7 +229,12 @@ def _re_enter(release: Release, ramp: _Ramp, error: LeaseExpired) -> None:
     bench = release.bench
     _LOG.warning("HOLD: %s", error)
     bench.journal.record(
-        bench.name, "lease expired", who=release.row.owner, now=bench.clock(), release_id=release.row.id, note=str(error)
+        bench.name,
+        "lease expired",
+        who=release.row.owner,
+        now=bench.clock(),
+        release_id=release.row.id,
+        note=str(error),
     )
     ramp.row = withdraw(bench, ramp.row)
     replicas = bench.endpoint.describe().replicas.get(ramp.slot, ())

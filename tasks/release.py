@@ -32,13 +32,15 @@ class Release:
     """A claimed release with all that its stages need.
 
     Use it as a context manager: entering starts renewing the claim, leaving stops it. `row` is
-    the journal's row as this run last saw it.
+    the journal's row as this run last saw it, `placed_cursor` the observations' cursor when this
+    run placed the candidate, `listeners` are told of progress.
     """
 
     def __init__(self, bench: Bench, row: ReleaseRow, trail: Trail) -> None:
         self.bench = bench
         self.row = row
         self.trail = trail
+        self.placed_cursor: str | None = None
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
         self._stopped = threading.Event()
         self._fenced: Fenced | None = None
@@ -68,7 +70,9 @@ class Release:
             raise self._fenced
         row = self.bench.journal.release(self.row.id)
         if row is None or row.owner != self.row.owner or row.owner_until < self.bench.clock():
-            raise Fenced(f"{self.row.id} is no longer run by this flow. Nothing was changed. Next: run it again")
+            raise Fenced(
+                f"{self.row.id} is no longer run by this flow. Nothing was changed. Next: run it again"
+            )
         if row.request == "abort":
             raise Aborted(f"{self.row.id} was aborted by a person")
         self.row = row
@@ -79,7 +83,11 @@ class Release:
         self.check()
         self._update(stage=stage.value, progress={"stage": stage.value})
         self.bench.journal.record(
-            self.bench.name, f"stage {stage.value}", who=self.row.owner, now=self.bench.clock(), release_id=self.row.id
+            self.bench.name,
+            f"stage {stage.value}",
+            who=self.row.owner,
+            now=self.bench.clock(),
+            release_id=self.row.id,
         )
 
     def passed(self, stage: Stage) -> bool:
@@ -107,11 +115,15 @@ class Release:
         """Let go of the release in a state from which it can be run again (INTERRUPTED or HELD)."""
         if not state.final:
             self.check()
-        self.row = self.bench.journal.end_release(self.row.id, state=state, reason=reason, now=self.bench.clock())
+        self.row = self.bench.journal.end_release(
+            self.row.id, state=state, reason=reason, now=self.bench.clock()
+        )
         return self.row
 
     def _update(self, **values: Any) -> None:
-        self.row = self.bench.journal.update_release(self.row.id, self.row.owner, now=self.bench.clock(), **values)
+        self.row = self.bench.journal.update_release(
+            self.row.id, self.row.owner, now=self.bench.clock(), **values
+        )
 
     def _renew(self) -> None:
         """Prolong the claim until told to stop. A journal that is away is asked again until time is up."""
@@ -120,7 +132,9 @@ class Release:
         until = self.row.owner_until
         while not self._stopped.wait(lease_s / 5):
             try:
-                until = journal.renew(self.row.id, self.row.owner, lease_s=lease_s, now=self.bench.clock()).owner_until
+                until = journal.renew(
+                    self.row.id, self.row.owner, lease_s=lease_s, now=self.bench.clock()
+                ).owner_until
             except PlatformUnavailable as error:
                 _LOG.warning("%s", error)
                 if self.bench.clock() > until:
@@ -159,7 +173,12 @@ def open_release(
     if claimed.champion != row.champion:
         # The champion changed while the release was interrupted: nothing it had shown still holds.
         claimed = bench.journal.update_release(
-            claimed.id, owner, now=bench.clock(), champion=row.champion, verdicts={}, stage=Stage.EVALUATE.value
+            claimed.id,
+            owner,
+            now=bench.clock(),
+            champion=row.champion,
+            verdicts={},
+            stage=Stage.EVALUATE.value,
         )
     bench.journal.record(
         bench.name,
@@ -182,5 +201,6 @@ def _refuse_unwelcome(bench: Bench, champion: str, version: str, *, again: bool,
     if bad is not None and not (again and reason):
         raise Refused(
             f"{bench.name}: version {version} was {bad.state.lower()} by {bad.id} ({bad.reason}). "
-            f'Next: register a new version, or interlock release {bench.name} {version} --again --reason "..."'
+            "Next: register a new version, or "
+            f'interlock release {bench.name} {version} --again --reason "..."'
         )

@@ -29,7 +29,9 @@ class RollbackReport:
     @property
     def message(self) -> str:
         """One sentence for people."""
-        text = f"{self.endpoint}: version {self.was} is off, version {self.now} serves ({self.traffic_ms:.0f} ms"
+        text = (
+            f"{self.endpoint}: version {self.was} is off, version {self.now} serves ({self.traffic_ms:.0f} ms"
+        )
         text += ", after a cold start)" if self.started_cold else ")"
         return f"{text}. Pending: {self.pending}" if self.pending else f"{text}."
 
@@ -66,7 +68,14 @@ def abort(bench: Bench, *, who: str) -> str:
 
 
 def _timed(
-    bench: Bench, row: EndpointRow, release: ReleaseRow | None, back_to: str, who: str, reason: str, *, cold: bool
+    bench: Bench,
+    row: EndpointRow,
+    release: ReleaseRow | None,
+    back_to: str,
+    who: str,
+    reason: str,
+    *,
+    cold: bool,
 ) -> RollbackReport:
     """Do it, and say how long the traffic took and what is left to do."""
     at = bench.clock()
@@ -93,11 +102,17 @@ def _warm_previous(bench: Bench, row: EndpointRow) -> bool:
         return False
     previous = bench.registry.aliased(bench.policy.model, PREVIOUS)
     if not previous or previous == row.champion:
-        raise Refused(f"{bench.name}: no previous version is known. Next: interlock release {bench.name} VERSION")
+        raise Refused(
+            f"{bench.name}: no previous version is known. Next: interlock release {bench.name} VERSION"
+        )
     slot = row.default.sibling
     bench.endpoint.deploy(slot, previous, uri=f"models:/{bench.policy.model}/{previous}")
     bench.journal.change(
-        bench.name, generation=row.generation, now=bench.clock(), **{f"{slot.value}_version": previous}
+        bench.name,
+        generation=row.generation,
+        new_generation=row.generation + 1,
+        now=bench.clock(),
+        **{f"{slot.value}_version": previous},
     )
     transitions.follow_journal(bench)
     return True

@@ -66,7 +66,7 @@ def _transient(_task: Any, _run: Any, state: Any) -> bool:
         state.result()
     except TransientError:
         return True
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (anything else is not transient)
         return False
     return False
 
@@ -95,7 +95,11 @@ def _claim(endpoint: str, version: str, again: bool, reason: str) -> Release:
     notices.free_dead_owner(bench)
     release = open_release(bench, version, again=again, reason=reason, flow_run_id=notices.flow_run_id())
     if not release.row.mlflow_run_id:
-        tags = {"interlock.endpoint": endpoint, "interlock.version": version, "interlock.champion": release.row.champion}
+        tags = {
+            "interlock.endpoint": endpoint,
+            "interlock.version": version,
+            "interlock.champion": release.row.champion,
+        }
         run_id = bench.registry.open_run(endpoint, release.row.id, tags)
         release.set_run(run_id, bench.registry.run_url(run_id))
     release.listeners.append(notices.ramp_listener(release))
@@ -113,6 +117,7 @@ def evaluate(release: Release) -> Verdict:
 def place_candidate(release: Release) -> EndpointRow:
     """The candidate healthy in its slot, at zero share."""
     release.enter(Stage.STAGE)
+    release.placed_cursor = release.bench.endpoint.observations(None).cursor
     return transitions.place(release.bench, release.row, first=release.first)
 
 
@@ -140,7 +145,9 @@ def promote_candidate(release: Release, verdict: Verdict) -> Ended:
     """The soak's PASS commits."""
     release.enter(Stage.PROMOTE)
     _promote(release, verdict.reason)
-    return Ended("Promoted", f"version {release.version} is champion of {release.bench.name}: {verdict.reason}")
+    return Ended(
+        "Promoted", f"version {release.version} is champion of {release.bench.name}: {verdict.reason}"
+    )
 
 
 @task(name="promote", **_RETRIED)
@@ -167,7 +174,9 @@ def _reject(release: Release, reason: str, state: ReleaseState) -> None:
     if intent is not None and intent["release_id"] == release.row.id:
         transitions.finish(bench)
     elif not _ended(release):
-        transitions.reject(bench, release.row, state=state, who=release.row.owner, reason=reason, at=decided_at)
+        transitions.reject(
+            bench, release.row, state=state, who=release.row.owner, reason=reason, at=decided_at
+        )
 
 
 def hold(release: Release, verdict: Verdict) -> Ended:

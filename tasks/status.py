@@ -48,7 +48,9 @@ def endpoint_status(settings: Settings, name: str) -> dict[str, Any]:
         return status
     status["live"] = {
         "route": asdict(state.route) if state.route else None,
-        "replicas": {slot.value: [asdict(replica) for replica in found] for slot, found in state.replicas.items()},
+        "replicas": {
+            slot.value: [asdict(replica) for replica in found] for slot, found in state.replicas.items()
+        },
         "versions": {slot.value: version for slot, version in state.versions.items()},
     }
     return status

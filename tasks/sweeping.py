@@ -44,7 +44,12 @@ def sweep_endpoint(endpoint: str) -> list[str]:
     if release is None and row.other_version and 0 < row.keep_until <= now:
         slot = row.default.sibling
         row = bench.journal.change(
-            endpoint, generation=row.generation, now=now, keep_until=0.0, **{f"{slot.value}_version": ""}
+            endpoint,
+            generation=row.generation,
+            new_generation=row.generation + 1,
+            now=now,
+            keep_until=0.0,
+            **{f"{slot.value}_version": ""},
         )
         transitions.follow_journal(bench)
         bench.endpoint.retire(slot)

@@ -15,6 +15,7 @@ from typing import Any
 
 from serving.endpoint import SHARE_SCALE, Slot
 from serving.errors import Fenced, LeaseExpired, Refused
+from serving.fence import effective
 from serving.records import EndpointRow, ReleaseRow, ReleaseState
 from tasks.bench import Bench
 from tasks.registry import CANDIDATE, CHAMPION, PREVIOUS
@@ -61,7 +62,12 @@ def follow_journal(bench: Bench) -> EndpointRow:
         row = bench.row()
         if not row.champion:
             return row  # it never served: there is no traffic to move
-        bench.endpoint.apply(row.route)
+        try:
+            # A grant that ran out is applied as what it is by now: nothing.
+            bench.endpoint.apply(effective(row.route, bench.clock()))
+        except Fenced:
+            if bench.row().generation == row.generation:
+                raise
         after = bench.row()
         if (after.generation, after.share_bp, after.until) == (row.generation, row.share_bp, row.until):
             return after
@@ -117,8 +123,8 @@ def grant(bench: Bench, row: EndpointRow, share_percent: float) -> EndpointRow:
     current = bench.row()
     if current.generation == row.generation and current.share_bp > 0 and current.until <= now:
         raise LeaseExpired(
-            f"{bench.name}: the lease on {current.share_bp / 100:g}% ran out {now - current.until:.1f} s ago; "
-            "the gateway has returned all traffic to the champion"
+            f"{bench.name}: the lease on {current.share_bp / 100:g}% ran out {now - current.until:.1f} s "
+            "ago; the gateway has returned all traffic to the champion"
         )
     share_bp = round(share_percent / 100 * SHARE_SCALE)
     row = bench.journal.change(
@@ -133,7 +139,9 @@ def grant(bench: Bench, row: EndpointRow, share_percent: float) -> EndpointRow:
 
 def withdraw(bench: Bench, row: EndpointRow) -> EndpointRow:
     """Take the candidate's share back without deciding anything: 0 under the same generation."""
-    row = bench.journal.change(bench.name, generation=row.generation, now=bench.clock(), share_bp=0, until=0.0)
+    row = bench.journal.change(
+        bench.name, generation=row.generation, now=bench.clock(), share_bp=0, until=0.0
+    )
     return _follow_at(bench, row)
 
 
@@ -141,7 +149,9 @@ def promote(bench: Bench, release: ReleaseRow, *, who: str, reason: str, first: 
     """Make the release's version the default: decided here, once, under a new generation."""
     row = _without_intent(bench)
     if row.release_id != release.id:
-        raise Fenced(f"{bench.name} now belongs to release {row.release_id}, not to {release.id}. Nothing changed.")
+        raise Fenced(
+            f"{bench.name} now belongs to release {row.release_id}, not to {release.id}. Nothing changed."
+        )
     slot = row.default if first else row.default.sibling
     now = bench.clock()
     change = Change(
@@ -166,7 +176,9 @@ def promote(bench: Bench, release: ReleaseRow, *, who: str, reason: str, first: 
     return finish(bench)
 
 
-def reject(bench: Bench, release: ReleaseRow, *, state: ReleaseState, who: str, reason: str, at: float) -> EndpointRow:
+def reject(
+    bench: Bench, release: ReleaseRow, *, state: ReleaseState, who: str, reason: str, at: float
+) -> EndpointRow:
     """Take an open release off the road: share 0 at once, then aliases, tags and the slot.
 
     `at` is when the decision fell. The default does not change: during a ramp it still is the
@@ -188,7 +200,9 @@ def reject(bench: Bench, release: ReleaseRow, *, state: ReleaseState, who: str, 
     return finish(bench)
 
 
-def return_to_previous(bench: Bench, release: ReleaseRow | None, *, who: str, reason: str, at: float) -> EndpointRow:
+def return_to_previous(
+    bench: Bench, release: ReleaseRow | None, *, who: str, reason: str, at: float
+) -> EndpointRow:
     """Undo a promotion: the warm previous champion becomes the default again.
 
     Raises `Refused` where no previous version stands ready in the other slot.
@@ -197,7 +211,9 @@ def return_to_previous(bench: Bench, release: ReleaseRow | None, *, who: str, re
     slot = row.default.sibling
     previous = row.version_in(slot)
     if not previous:
-        raise Refused(f"{bench.name}: no previous version is warm. Next: interlock release {bench.name} VERSION")
+        raise Refused(
+            f"{bench.name}: no previous version is warm. Next: interlock release {bench.name} VERSION"
+        )
     healthy = any(replica.healthy for replica in bench.endpoint.describe().replicas.get(slot, ()))
     if not healthy:
         raise Refused(
@@ -286,10 +302,10 @@ def finish(bench: Bench) -> EndpointRow:
     values: dict[str, Any] = {"intent": None}
     if change.kind == ROLL_BACK:
         # The version that lost leaves its slot; who wants it back releases it again.
-        slot = _slot_of(row, change.loser)
+        slot = _slot_of(row, change.loser) if change.loser else None
         if slot is not None and slot is not row.default:
             bench.endpoint.retire(slot)
-            values[f"{slot.value}_version"] = ""
+            values |= {f"{slot.value}_version": "", "new_generation": row.generation + 1}
     row = bench.journal.change(bench.name, generation=row.generation, now=bench.clock(), **values)
     row = follow_journal(bench)
     bench.journal.record(
