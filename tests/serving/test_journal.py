@@ -1,0 +1,135 @@
+"""The journal's fences: what a stale process asks for changes nothing."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from serving.endpoint import Slot
+from serving.errors import Fenced, PlatformUnavailable, Refused
+from serving.journal import Journal
+from serving.records import LookRow, ReleaseState, Stage
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(f"sqlite:///{tmp_path / 'deep' / 'journal.db'}")
+
+
+def open_release(journal: Journal, version: str = "2", now: float = 100.0):
+    return journal.add_release("flights", version, champion="1", now=now)
+
+
+def test_an_endpoint_begins_empty_and_is_made_once(journal: Journal) -> None:
+    first = journal.create_endpoint("flights", now=1.0)
+    assert journal.create_endpoint("flights", now=2.0) == first
+    assert (first.generation, first.champion, first.other_version) == (0, "", "")
+    assert first.default is Slot.BLUE
+
+
+def test_a_change_decided_under_an_older_generation_is_fenced(journal: Journal) -> None:
+    journal.create_endpoint("flights", now=1.0)
+    row = journal.change("flights", generation=0, new_generation=1, now=2.0, blue_version="1")
+    assert (row.generation, row.champion) == (1, "1")
+    with pytest.raises(Fenced, match="generation 1"):
+        journal.change("flights", generation=0, now=3.0, share_bp=500)
+    after = journal.endpoint("flights")
+    assert after is not None
+    assert after.share_bp == 0
+
+
+def test_of_many_writers_of_one_generation_exactly_one_wins(journal: Journal) -> None:
+    journal.create_endpoint("flights", now=1.0)
+    won: list[int] = []
+    barrier = threading.Barrier(8)
+
+    def write(number: int) -> None:
+        barrier.wait()
+        try:
+            journal.change("flights", generation=0, new_generation=1, now=2.0, blue_version=str(number))
+        except Fenced:
+            return
+        won.append(number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    row = journal.endpoint("flights")
+    assert row is not None
+    assert row.blue_version == str(won[0])
+
+
+def test_a_second_release_is_refused_with_the_first_ones_name(journal: Journal) -> None:
+    first = open_release(journal)
+    with pytest.raises(Refused, match=first.id):
+        open_release(journal, "3")
+
+
+def test_a_claim_excludes_others_until_it_runs_out(journal: Journal) -> None:
+    release = open_release(journal)
+    journal.claim(release.id, "one", lease_s=30, now=100, flow_run_id="a")
+    with pytest.raises(Refused, match="flow run a"):
+        journal.claim(release.id, "two", lease_s=30, now=129, flow_run_id="b")
+    taken = journal.claim(release.id, "two", lease_s=30, now=131, flow_run_id="b")
+    assert taken.owner == "two"
+    with pytest.raises(Fenced):
+        journal.renew(release.id, "one", lease_s=30, now=132)
+
+
+def test_a_claim_that_ran_out_cannot_be_renewed_even_if_nobody_took_it(journal: Journal) -> None:
+    release = open_release(journal)
+    journal.claim(release.id, "one", lease_s=30, now=100, flow_run_id="a")
+    with pytest.raises(Fenced):
+        journal.update_release(release.id, "one", now=131, stage=Stage.CANARY.value)
+    found = journal.release(release.id)
+    assert found is not None
+    assert found.stage is Stage.EVALUATE
+
+
+def test_freeing_a_dead_owner_lets_the_next_one_in_at_once(journal: Journal) -> None:
+    release = open_release(journal)
+    journal.claim(release.id, "one", lease_s=30, now=100, flow_run_id="a")
+    journal.free(release.id, "somebody else")
+    with pytest.raises(Refused):
+        journal.claim(release.id, "two", lease_s=30, now=101, flow_run_id="b")
+    journal.free(release.id, "one")
+    assert journal.claim(release.id, "two", lease_s=30, now=101, flow_run_id="b").owner == "two"
+
+
+def test_a_final_state_stays_except_that_a_promotion_can_be_rolled_back(journal: Journal) -> None:
+    release = open_release(journal)
+    journal.end_release(release.id, state=ReleaseState.REJECTED, reason="bad", now=101)
+    still = journal.end_release(release.id, state=ReleaseState.INTERRUPTED, reason="late", now=102)
+    assert (still.state, still.reason) == (ReleaseState.REJECTED, "bad")
+    with pytest.raises(Refused):
+        journal.claim(release.id, "one", lease_s=30, now=103, flow_run_id="a")
+
+    second = open_release(journal, "3", now=104)
+    journal.end_release(second.id, state=ReleaseState.PROMOTED, reason="good", now=105)
+    undone = journal.end_release(second.id, state=ReleaseState.ROLLED_BACK, reason="harm", now=106)
+    assert undone.state is ReleaseState.ROLLED_BACK
+
+
+def test_each_attempt_has_an_id_of_its_own(journal: Journal) -> None:
+    first = open_release(journal)
+    journal.end_release(first.id, state=ReleaseState.ABORTED, reason="", now=101)
+    assert open_release(journal, now=102).id == "flights-v2-2"
+
+
+def test_a_look_is_stored_once(journal: Journal) -> None:
+    look = LookRow("r", "canary", 1, 100.0, "0", "10", {"counts": [1, 2]})
+    journal.add_look(look)
+    journal.add_look(LookRow("r", "canary", 1, 200.0, "0", "99", {"counts": [9, 9]}))
+    assert journal.looks("r", "canary") == [look]
+
+
+def test_a_database_that_cannot_be_opened_is_named_with_the_next_step(tmp_path: Path) -> None:
+    folder = tmp_path / "journal.db"
+    folder.mkdir()
+    with pytest.raises(PlatformUnavailable, match="Next: check its disk"):
+        Journal(f"sqlite:///{folder}")
