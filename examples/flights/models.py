@@ -97,7 +97,9 @@ def register(fitted: Fitted, model: str, *, example: pd.DataFrame, run_name: str
             input_example=example[list(FEATURES)].head(2),
             pip_requirements=[f"{name}=={installed_version(name)}" for name in REQUIREMENTS],
         )
-        registered = mlflow.register_model(info.model_uri, model, tags={ROLE_TAG: fitted.role, "run": run.info.run_id})
+        registered = mlflow.register_model(
+            info.model_uri, model, tags={ROLE_TAG: fitted.role, "run": run.info.run_id}
+        )
     return str(registered.version)
 
 
@@ -141,7 +143,11 @@ def _encoder(rows: pd.DataFrame, *, conditions: bool) -> dict[str, Any]:
     if conditions:
         inner = np.linspace(0, 1, 13)[1:-1]
         binned = {column: np.unique(rows[column].quantile(inner)).tolist() for column in _BINNED}
-    return {"one_hot": one_hot, "binned": binned, "scaled": _scales(rows, (*COUNTS, *MEASURES)) if conditions else {}}
+    return {
+        "one_hot": one_hot,
+        "binned": binned,
+        "scaled": _scales(rows, (*COUNTS, *MEASURES)) if conditions else {},
+    }
 
 
 def _scales(rows: pd.DataFrame, columns: Iterable[str]) -> dict[str, tuple[float, float]]:
@@ -185,7 +191,10 @@ def _with_neighbours(rows: pd.DataFrame) -> Fitted:
     reference = rows.sample(_REFERENCE_ROWS, random_state=20)
     nearby = {"one_hot": {}, "binned": {}, "scaled": _scales(rows, _NEARBY)}
     recipe = fitted.recipe | {"nearby": nearby, "bandwidth": _BANDWIDTH, "blend": _BLEND}
-    arrays = {"points": Encoder(nearby)(reference).astype("float32"), "late": reference[LABEL].to_numpy("float32")}
+    arrays = {
+        "points": Encoder(nearby)(reference).astype("float32"),
+        "late": reference[LABEL].to_numpy("float32"),
+    }
     return Fitted("neighbours", recipe, fitted.estimator, arrays)
 
 

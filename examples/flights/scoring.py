@@ -57,7 +57,9 @@ class Encoder:
         out = np.zeros((len(frame), self.width))
         start = 0
         for column, known in self._one_hot.items():
-            places = np.fromiter((known.get(value, -1) for value in _values(frame, column)), np.intp, len(frame))
+            places = np.fromiter(
+                (known.get(value, -1) for value in _values(frame, column)), np.intp, len(frame)
+            )
             seen = places >= 0
             out[rows[seen], start + places[seen]] = 1.0
             start += len(known)
@@ -87,7 +89,9 @@ def slot_keys(frame: Any) -> list[str]:
     """The timetable slot of every row: carrier, route and hour of departure."""
     hours = _values(frame, "dep_hour")
     columns = (frame["carrier"].tolist(), frame["origin"].tolist(), frame["dest"].tolist(), hours)
-    return [f"{carrier} {origin}-{dest} {hour:02d}h" for carrier, origin, dest, hour in zip(*columns, strict=True)]
+    return [
+        f"{carrier} {origin}-{dest} {hour:02d}h" for carrier, origin, dest, hour in zip(*columns, strict=True)
+    ]
 
 
 class Timetable:
@@ -162,7 +166,9 @@ class Neighbours:
         with self._workspaces.take() as arena:
             for start in range(0, len(queries), self.CHUNK):
                 chunk = queries[start : start + self.CHUNK]
-                average = self._frugally(chunk) if arena is None else self._in_arena(chunk, arena[: len(chunk)])
+                average = (
+                    self._frugally(chunk) if arena is None else self._in_arena(chunk, arena[: len(chunk)])
+                )
                 out[start : start + len(chunk)] = average
         return out
 
