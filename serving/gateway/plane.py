@@ -42,7 +42,7 @@ class RoutePlane:
         self._clock = clock
 
     def route(self, endpoint: str) -> Route | None:
-        """The route that the workers hold, with its grant as written (perhaps run out); None: unknown.
+        """The route that the workers apply, with its grant as written (perhaps run out); None: unknown.
 
         Where workers differ, which only an interrupted change leaves behind, the newest generation
         counts: it is the one that fences.
@@ -50,11 +50,8 @@ class RoutePlane:
         values = [value for value in self._runtime.get_map(ROUTE_MAP, endpoint).values() if value]
         if not values:
             return None
-        newest = max((parse_route(endpoint, value) for value in values), key=lambda route: route.generation)
-        key = grant_key(endpoint, newest.generation)
-        grants = [parse_grant(value) for value in self._runtime.get_map(GRANT_MAP, key).values() if value]
-        largest = max(grants, key=lambda grant: (grant.share_bp, grant.until), default=None)
-        return parse_route(endpoint, format_route(newest), largest)
+        newest = max((parse_route(endpoint, value) for value in values), key=_generation)
+        return self._granted(newest)
 
     def apply(self, route: Route, *, before_new: Callable[[Route | None], None]) -> None:
         """Make `route` the truth of the data plane. Idempotent.
@@ -77,17 +74,27 @@ class RoutePlane:
 
     def _change(self, route: Route, turn: Turn, before_new: Callable[[Route | None], None]) -> None:
         value, grant = format_route(route), format_grant(route)
-        current = self.route(route.endpoint)
-        check_change(current, route, self._clock())
-        is_new = current is None or current.generation < route.generation
-        if is_new:
-            before_new(current)
+        applied, written = self.route(route.endpoint), self._written(route.endpoint)
+        known = [one for one in (applied, written) if one is not None]
+        check_change(max(known, key=_generation, default=None), route, self._clock())
+        if applied is None or applied.generation < route.generation:
+            before_new(applied)
         # Also where nothing is new: an interrupted change may have reached some of the workers only.
         self._write(ROUTE_MAP, route.endpoint, value, turn)
-        if is_new:
-            self._void_older(route, turn)
-        if route.share_bp > 0 or not is_new:
+        self._void_older(route, turn)
+        if route.share_bp > 0 or any(one.generation == route.generation for one in known):
             self._write(GRANT_MAP, grant_key(route.endpoint, route.generation), grant, turn)
+
+    def _written(self, endpoint: str) -> Route | None:
+        """The route in the map file: newer than the applied one where a change was interrupted."""
+        value = read_map(self._dir / ROUTE_MAP).get(endpoint)
+        return self._granted(parse_route(endpoint, value)) if value else None
+
+    def _granted(self, route: Route) -> Route:
+        key = grant_key(route.endpoint, route.generation)
+        grants = [parse_grant(value) for value in self._runtime.get_map(GRANT_MAP, key).values() if value]
+        largest = max(grants, key=lambda grant: (grant.share_bp, grant.until), default=None)
+        return parse_route(route.endpoint, format_route(route), largest)
 
     def _write(self, name: str, key: str, value: str, turn: Turn) -> None:
         path = self._dir / name
@@ -104,7 +111,8 @@ class RoutePlane:
         for pid, found in self._runtime.get_map(name, key).items():
             if found != value:
                 raise NotApplied(
-                    f"asked {name} {key}={value}, the gateway (pid {pid}) reports {found}. Next: interlock status"
+                    f"asked {name} {key}={value}, the gateway (pid {pid}) reports {found}. "
+                    "Next: interlock status"
                 )
 
     def _void_older(self, route: Route, turn: Turn) -> None:
@@ -119,3 +127,7 @@ class RoutePlane:
         held = [key for key in self._runtime.show_map(GRANT_MAP) if key.startswith(mine) and key != own]
         for key in {*older, *held}:
             self._runtime.delete_map(GRANT_MAP, key)
+
+
+def _generation(route: Route) -> int:
+    return route.generation

@@ -26,7 +26,7 @@ def gateway_program(settings: Settings) -> Program:
         command=("/bin/sh", "-c", line),
         log_path=settings.logs_dir / "gateway.log",
         stop_wait_s=10,
-        priority=100,
+        priority=900,
     )
 
 

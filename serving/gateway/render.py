@@ -27,6 +27,7 @@ from serving.errors import SetupError
 from serving.gateway.binary import haproxy_binary
 from serving.gateway.identity import user_key
 from serving.gateway.limits import EndpointLimits, known_limits, limits_of, save_limits
+from serving.gateway.log_format import log_format
 from serving.gateway.maps import GRANT_MAP, KEYS_MAP, PATHS_MAP, ROUTE_MAP, read_map, write_map
 from serving.gateway.places import (
     admin_socket,
@@ -63,35 +64,6 @@ ERRORS = {
     504: "timeout",
 }
 """HAProxy's own answers, as JSON."""
-
-_LOG_FIELDS = {
-    "t0": "%[var(txn.t0)]",
-    "t1": "%[var(txn.t1)]",
-    "t2": "%[date(0,us)]",
-    "queue_ms": "%Tw",
-    "id": "%[var(txn.id)]",
-    "client_id": "%[var(txn.client_id),json(utf8s)]",
-    "endpoint": "%[var(txn.endpoint)]",
-    "tenant": "%[var(txn.tenant)]",
-    "user": "%[var(txn.user_hmac)]",
-    "slot": "%[var(txn.slot)]",
-    "served": "%[var(txn.served)]",
-    "version": "%[var(txn.version)]",
-    "generation": "%[var(txn.generation)]",
-    "share": "%[var(txn.share)]",
-    "bucket": "%[var(txn.bucket)]",
-    "replica": "%s",
-    "status": "%ST",
-    "retries": "%rc",
-    "end": "%tsc",
-    "bytes_in": "%U",
-    "bytes_out": "%B",
-}
-"""One line of the access log; read by serving/gateway/access_log.py, which says what it means.
-
-Every value is text, because HAProxy writes "-" for what it does not know (garbage requests have
-nothing else): so every line is valid JSON. No raw user, no credential, no path, no query.
-"""
 
 _BUFFER_BYTES = 32_768
 _CONNECTIONS_MAX = 16_384
@@ -202,7 +174,7 @@ def _render(settings: Settings, endpoints: list[EndpointLimits]) -> str:
         user_key=base64.b64encode(user_key(settings)).decode(),
         errors=ERRORS,
         body=_error_body,
-        log_format="{" + ",".join(f'"{name}":"{value}"' for name, value in _LOG_FIELDS.items()) + "}",
+        log_format=log_format(),
         health_path=HEALTH_PATH,
         share_scale=SHARE_SCALE,
         slots=[slot.value for slot in Slot],

@@ -1,0 +1,86 @@
+"""Asks replicas directly, past the gateway: for the shadow, smoke tests and health.
+
+Standard library only: a shadow sends dozens of requests a second, and httpx costs a millisecond of
+CPU for each, which would be measured as the candidate's latency.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from collections import defaultdict, deque
+from typing import cast
+
+from serving.endpoint import Reply
+
+_IDLE_MAX = 16
+_REPLAY = {"x-interlock-replay": "1"}
+"""Tells the capture that this is no live request: it must not be replayed once more."""
+
+
+class DirectClient:
+    """Keep-alive connections to replicas by port, shared by threads."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._idle: dict[int, deque[http.client.HTTPConnection]] = defaultdict(deque)
+
+    def post(self, port: int, path: str, body: bytes, *, content_type: str, timeout_s: float) -> Reply:
+        """One POST. `status` 0 when nothing came within the time, or the connection broke."""
+        headers = {"content-type": content_type, **_REPLAY}
+        return self._request("POST", port, path, body, headers, timeout_s)
+
+    def get(self, port: int, path: str, *, timeout_s: float) -> Reply:
+        """One GET."""
+        return self._request("GET", port, path, None, {}, timeout_s)
+
+    def close(self) -> None:
+        """Close what is idle."""
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().close()
+
+    def _request(
+        self, method: str, port: int, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float
+    ) -> Reply:
+        started = time.perf_counter()
+        idle = self._idle[port]
+        while True:
+            try:
+                connection, is_used = idle.pop(), True
+            except IndexError:
+                connection, is_used = http.client.HTTPConnection(self._host, port), False
+            try:
+                return self._ask(connection, idle, (method, path, body, headers), started, timeout_s)
+            except (http.client.HTTPException, OSError) as error:
+                connection.close()
+                # A kept connection that the replica had closed meanwhile says nothing about the replica.
+                if is_used and not isinstance(error, TimeoutError):
+                    continue
+                return Reply(0, b"", (time.perf_counter() - started) * 1000)
+
+    def _ask(
+        self,
+        connection: http.client.HTTPConnection,
+        idle: deque[http.client.HTTPConnection],
+        what: tuple[str, str, bytes | None, dict[str, str]],
+        started: float,
+        timeout_s: float,
+    ) -> Reply:
+        connection.timeout = timeout_s
+        plug = cast("socket.socket | None", connection.sock)
+        if plug is None:
+            connection.connect()  # sets TCP_NODELAY
+        else:
+            plug.settimeout(timeout_s)
+        method, path, body, headers = what
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        content = response.read()
+        elapsed_ms = (time.perf_counter() - started) * 1000
+        if response.will_close or len(idle) >= _IDLE_MAX:
+            connection.close()
+        else:
+            idle.append(connection)
+        return Reply(response.status, content, elapsed_ms, response.getheader("content-type") or "")

@@ -1,0 +1,145 @@
+"""The replicas of a local slot as supervised processes: told what to serve, started, awaited."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from configs.policy import Policy
+from configs.settings import Settings
+from serving.atomic import write_private
+from serving.direct import DirectClient
+from serving.endpoint import Slot
+from serving.errors import NotHealthy
+from serving.programs import Program
+from serving.replica.spec import CaptureSpec, ReplicaSpec, SpoolSpec
+from serving.secret_files import Secret, read_or_create, secret_path
+from serving.slots import SlotFiles, SlotRecord, SlotReplica
+from serving.supervision import Supervisor
+
+_POLL_S = 0.1
+_CRASHES_MAX = 2
+_LOG_LINES = 15
+_LAME_DUCK_S = 1.0
+"""A replica that is told to stop is seen as unhealthy by the gateway before it refuses anything."""
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class ReplicaProcesses:
+    """Starts and stops what serves one endpoint's slots."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        policy: Policy,
+        settings: Settings,
+        supervisor: Supervisor,
+        direct: DirectClient,
+        command: tuple[str, ...],
+    ) -> None:
+        self._endpoint = endpoint
+        self._policy = policy
+        self._settings = settings
+        self._supervisor = supervisor
+        self._direct = direct
+        self._command = command
+
+    def start(self, record: SlotRecord) -> None:
+        """Run every replica of the slot and return once all are healthy. Idempotent.
+
+        Raises NotHealthy when one crashes repeatedly or is not healthy within the policy's time.
+        """
+        files = SlotFiles(self._settings)
+        for replica in record.replicas:
+            path = files.spec_path(self._endpoint, record.slot, replica)
+            write_private(path, self._spec(record, replica).model_dump_json(indent=1))
+            self._supervisor.ensure(self._program(replica, path))
+        deadline = time.monotonic() + self._policy.replicas.start_timeout_s
+        for replica in record.replicas:
+            self._await(replica, record, deadline)
+
+    def stop(self, replicas: Iterable[SlotReplica], files: SlotFiles, slot: Slot) -> None:
+        """Stop replicas and forget what they were told. A no-op for those that do not run."""
+        for replica in replicas:
+            self._supervisor.remove(replica.name)
+            files.spec_path(self._endpoint, slot, replica).unlink(missing_ok=True)
+
+    def _await(self, replica: SlotReplica, record: SlotRecord, deadline: float) -> None:
+        crashes, was_down = 0, False
+        while self._direct.get(replica.port, "/health", timeout_s=2).status != 200:
+            state = self._supervisor.states().get(replica.name, "STOPPED")
+            is_down = state in {"BACKOFF", "EXITED", "FATAL"}
+            crashes += is_down and not was_down
+            was_down = is_down
+            if crashes >= _CRASHES_MAX or state == "FATAL":
+                raise self._not_healthy(replica, record, f"crashed at start (supervisor: {state})")
+            if time.monotonic() > deadline:
+                waited_s = self._policy.replicas.start_timeout_s
+                raise self._not_healthy(replica, record, f"was not healthy after {waited_s:.0f} s ({state})")
+            time.sleep(_POLL_S)
+
+    def _not_healthy(self, replica: SlotReplica, record: SlotRecord, what: str) -> NotHealthy:
+        path = self._log_path(replica)
+        return NotHealthy(
+            f"{self._endpoint} version {record.version} in {record.slot}: {replica.name} {what}. "
+            f"Next: read {path}. It ends with:\n{_tail(path)}"
+        )
+
+    def _program(self, replica: SlotReplica, spec_path: Path) -> Program:
+        threads = str(self._policy.replicas.threads)
+        return Program(
+            name=replica.name,
+            command=(*self._command, str(spec_path)),
+            environment=dict.fromkeys(_THREAD_VARIABLES, threads),
+            log_path=self._log_path(replica),
+            stop_wait_s=_LAME_DUCK_S + self._policy.replicas.request_timeout_s + 5,
+            priority=600,
+        )
+
+    def _log_path(self, replica: SlotReplica) -> Path:
+        return self._settings.logs_dir / f"{replica.name}.log"
+
+    def _spec(self, record: SlotRecord, replica: SlotReplica) -> ReplicaSpec:
+        policy, settings = self._policy, self._settings
+        replicas, capture = policy.replicas, policy.capture
+        read_or_create(settings, Secret.USER_HMAC)
+        key_path = secret_path(settings, Secret.USER_HMAC)
+        return ReplicaSpec(
+            endpoint=self._endpoint,
+            slot=record.slot.value,
+            version=record.version,
+            uri=record.uri,
+            host=settings.host,
+            port=replica.port,
+            name=replica.name,
+            concurrency=replicas.concurrency,
+            threads=replicas.threads,
+            batch_max_rows=replicas.batch.max_rows if replicas.batch else None,
+            request_timeout_s=replicas.request_timeout_s,
+            max_body_bytes=policy.access.max_body_bytes,
+            drain_s=replicas.request_timeout_s,
+            lame_duck_s=_LAME_DUCK_S,
+            allow_missing=False,
+            mlflow_tracking_uri=settings.mlflow_url,
+            model_cache_dir=settings.state / "models",
+            capture=CaptureSpec(
+                captures_dir=settings.captures_dir / self._endpoint,
+                sample=capture.sample,
+                drop=capture.drop,
+                hash=capture.hash,
+            ),
+            spool=SpoolSpec(
+                dir=settings.spool_dir / self._endpoint / record.slot.value,
+                enabled=capture.spool.enabled,
+                max_age_s=capture.spool.max_age_s,
+            ),
+            hmac_key_file=key_path if key_path.exists() else None,
+        )
+
+
+def _tail(path: Path) -> str:
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+    except OSError:
+        return "(no log)"
