@@ -1,17 +1,237 @@
 """The shadow: replays live requests against the candidate, off the request path, and compares.
 
 Nobody sees the candidate's answers. Every look's counts are stored, so a resumed release goes on
-where it was.
+where it was. Replay gives way: it pauses while the champion's own p95 is well above what it was
+before the shadow began.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from serving.records import Stage
+import numpy as np
+
+from evals.compare import compare_bodies
+from evals.looks import LatencyThresholds
+from evals.shadow import PairCounts, ShadowJudge, count_slower
+from evals.verdict import Outcome, Verdict
+from serving.endpoint import Endpoint, Slot
+from serving.records import LookRow, Stage
+from serving.replay import EndpointAsker, Pair, Replayer, Side
+from tasks.release import Release
 
 _LOG = logging.getLogger("interlock.shadow")
 _STAGE = Stage.SHADOW.value
-"""A look's batch: at most this many exchanges are replayed before the evidence is looked at."""
-_BATCH = 50
-_IDLE_S = 0.5
+_LOOK_S = 2.0
+_BATCH_MAX = 5000
+_TIMED_MIN = 100
+"""Timed pairs from whose champion latencies the thresholds are taken; later pairs are compared."""
+_PRESSURE_REQUESTS = 200
+_PRESSURE_RATIO = 2.0
+_PRESSURE_SLACK_MS = 5.0
+_EXAMPLES_MAX = 20
+
+
+@dataclass(slots=True)
+class _Shadow:
+    """Everything the loop carries from look to look."""
+
+    judge: ShadowJudge
+    number: int = 0
+    cursor: str | None = None
+    thresholds: LatencyThresholds | None = None
+    timed_ms: list[float] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run_shadow(release: Release) -> Verdict:
+    """Replay until the evidence decides; INCONCLUSIVE when the policy's time is over.
+
+    Raises `Fenced`, `Aborted`, and what the platform raises.
+    """
+    bench, policy = release.bench, release.bench.policy.shadow
+    if not policy.enabled:
+        return Verdict(Outcome.PASS, f"no shadow, by the policy: {policy.reason}")
+    default = bench.row().default
+    shadow = _restore(release)
+    pressure = _Pressure(bench.endpoint, default)
+    asker = EndpointAsker(
+        bench.endpoint,
+        {Side.CHAMPION: default, Side.CANDIDATE: default.sibling},
+        timeout_s=bench.policy.replicas.request_timeout_s,
+    )
+    _, shadow.cursor = bench.endpoint.exchanges(None, limit=1)
+    until = bench.clock() + policy.timeout_s
+    with Replayer(
+        asker,
+        concurrency=policy.concurrency,
+        rate_per_s=policy.rate_per_s,
+        must_pause=lambda: pressure.high,
+    ) as replayer:
+        while True:
+            release.check()
+            pressure.look()
+            verdict = _look(release, shadow, replayer)
+            if verdict.outcome is not Outcome.INCONCLUSIVE:
+                _keep_examples(release, shadow)
+                return verdict
+            if bench.clock() > until:
+                _keep_examples(release, shadow)
+                reason = f"no decision within {policy.timeout_s:g} s: {verdict.reason}"
+                return Verdict(Outcome.INCONCLUSIVE, reason, verdict.findings, verdict.eta_units)
+
+
+def _look(release: Release, shadow: _Shadow, replayer: Replayer) -> Verdict:
+    bench = release.bench
+    assert shadow.cursor is not None
+    exchanges, cursor = bench.endpoint.exchanges(shadow.cursor, limit=_BATCH_MAX)
+    begun = bench.clock()
+    batch = replayer.run_once(exchanges, budget_s=_LOOK_S)
+    bench.sleep(max(0.0, begun + _LOOK_S - bench.clock()) if len(batch.pairs) == 0 else 0.0)
+    counts = count_pairs(release, shadow, batch.pairs)
+    verdict = shadow.judge.look(counts)
+    shadow.number += 1
+    now = bench.clock()
+    stats = {"counts": counts.as_dict(), "thresholds": shadow.thresholds and shadow.thresholds.as_dict()}
+    bench.journal.add_look(LookRow(release.row.id, _STAGE, shadow.number, now, shadow.cursor, cursor, stats))
+    shadow.cursor = cursor
+    numbers = {
+        **shadow.judge.numbers,
+        "lag_s": batch.lag_s or 0.0,
+        "coverage": replayer.totals.coverage,
+        "paused_s": replayer.totals.paused_s,
+    }
+    release.trail.numbers(
+        {f"shadow/{name}": value for name, value in numbers.items()}, now=now, step=shadow.number
+    )
+    release.progress(
+        {
+            "look": shadow.number,
+            "outcome": verdict.outcome.value,
+            "reason": verdict.reason,
+            "eta_units": verdict.eta_units,
+            "min_pairs": bench.policy.shadow.min_pairs,
+            **numbers,
+        }
+    )
+    return verdict
+
+
+def count_pairs(release: Release, shadow: _Shadow, pairs: Sequence[Pair]) -> PairCounts:
+    """Compare pairs and count. The first timed pairs set the latency thresholds, later ones count."""
+    policy = release.bench.policy
+    tolerance = policy.shadow.score_tolerance
+    assert tolerance is not None
+    table = {(False, False): 0, (True, False): 0, (False, True): 0, (True, True): 0}
+    disagreeing = 0
+    for pair in pairs:
+        champion_bad = is_bad(pair.champion_status)
+        candidate_bad = is_bad(pair.candidate.status) or _refuses_what_was_fine(pair)
+        table[candidate_bad, champion_bad] += 1
+        why = f"status {pair.candidate.status}" if candidate_bad else ""
+        if not candidate_bad and not champion_bad:
+            agreement = compare_bodies(pair.candidate.body, pair.champion_body, score_tolerance=tolerance)
+            disagreeing += not agreement.agree
+            why = agreement.reason
+        if why and len(shadow.examples) < _EXAMPLES_MAX:
+            shadow.examples.append(_example(pair, why))
+    timed = [(pair.candidate.elapsed_ms, pair.champion_again.elapsed_ms) for pair in pairs if _is_timed(pair)]
+    slower: dict[str, tuple[int, int]] = {}
+    if shadow.thresholds is not None and timed:
+        ours, theirs = np.asarray(timed).T
+        slower = count_slower(ours, theirs, shadow.thresholds, tolerance=policy.canary.latency.tolerance)
+    elif shadow.thresholds is None:
+        shadow.timed_ms.extend(champion for _, champion in timed)
+        timed = []
+        if len(shadow.timed_ms) >= _TIMED_MIN:
+            shadow.thresholds = LatencyThresholds.from_past(shadow.timed_ms)
+    return PairCounts(
+        both_fine=table[False, False],
+        candidate_bad=table[True, False],
+        champion_bad=table[False, True],
+        both_bad=table[True, True],
+        disagreeing=disagreeing,
+        timed=len(timed),
+        slower=slower,
+    )
+
+
+def is_bad(status: int) -> bool:
+    """Whether a status is the version's failure: no answer, or a server error."""
+    return status == 0 or status >= 500
+
+
+def _refuses_what_was_fine(pair: Pair) -> bool:
+    """A 4xx where the champion answered: client-breaking, so the candidate's failure."""
+    return pair.candidate.status >= 400 and pair.champion_status < 400
+
+
+def _is_timed(pair: Pair) -> bool:
+    again = pair.champion_again
+    return again is not None and not is_bad(again.status) and not is_bad(pair.candidate.status)
+
+
+def _example(pair: Pair, why: str) -> dict[str, Any]:
+    """What a person needs to look into a difference: ids and statuses, no payload of a user."""
+    return {
+        "request_id": pair.request_id,
+        "why": why,
+        "champion_status": pair.champion_status,
+        "candidate_status": pair.candidate.status,
+        "candidate_ms": round(pair.candidate.elapsed_ms, 2),
+    }
+
+
+def _keep_examples(release: Release, shadow: _Shadow) -> None:
+    from tasks.trail import plain_json
+
+    release.trail.document("shadow_examples.json", plain_json(shadow.examples))
+
+
+def _restore(release: Release) -> _Shadow:
+    """The shadow as it was after the last stored look."""
+    policy = release.bench.policy
+    shadow = _Shadow(ShadowJudge(policy.shadow, policy.canary.errors.margin, policy.canary.latency))
+    for look in release.bench.journal.looks(release.row.id, _STAGE):
+        shadow.judge.look(PairCounts.from_dict(look.stats["counts"]))
+        shadow.number = look.number
+        if look.stats["thresholds"]:
+            shadow.thresholds = LatencyThresholds(look.stats["thresholds"])
+    return shadow
+
+
+class _Pressure:
+    """Whether the champion's live p95 is well above what it was before the shadow began."""
+
+    def __init__(self, endpoint: Endpoint, champion: Slot) -> None:
+        self._endpoint = endpoint
+        self._champion = champion
+        self._cursor: str | None = None
+        self._before: float | None = None
+        self._recent: list[float] = []
+        self.high = False
+
+    def look(self) -> None:
+        """Read what finished since the last time."""
+        seen = self._endpoint.observations(self._cursor)
+        self._cursor = seen.cursor
+        frame = seen.frame
+        ours = frame[(frame["slot"] == self._champion.value) & (frame["service_ms"] > 0)]
+        self._recent = [*self._recent, *ours["service_ms"].tolist()][-_PRESSURE_REQUESTS:]
+        if len(self._recent) < _PRESSURE_REQUESTS:
+            return
+        p95 = float(np.quantile(self._recent, 0.95))
+        if self._before is None:
+            self._before = p95
+        high = p95 > _PRESSURE_RATIO * self._before + _PRESSURE_SLACK_MS
+        if high != self.high:
+            _LOG.info(
+                "champion's p95 %.1f ms, before %.1f ms: replay %s",
+                p95,
+                self._before,
+                "pauses" if high else "goes on",
+            )
+        self.high = high
