@@ -48,6 +48,7 @@ from evals.sequential import (
     units_to_go,
 )
 from evals.verdict import Finding, Outcome, Verdict
+from evals.wording import capped_e, e_text, lacking_text
 
 FAMILY_WEIGHTS = {ERRORS: 0.4, "latency": 0.4, QUALITY: 0.2}
 """Of the families that can be asked; a family without data sources gives its weight to the others."""
@@ -306,10 +307,10 @@ class CanaryJudge:
         undecided = [question for question in required if question.log_e < self._log_promote]
         if not undecided and waiting is None:
             units, _ = self._strata.units(ERRORS)
-            reason = (
-                f"no worse than its margins after {units} candidate units: every"
-                f" E >= {1 / self._policy.false_promote:g} on {', '.join(question.metric for question in required)}, and the soak is over"
-            )
+            asked = ", ".join(question.metric for question in required)
+            bound = 1 / self._policy.false_promote
+            reason = f"no worse than its margins after {units} candidate units"
+            reason += f": every E >= {bound:g} on {asked}, and the soak is over"
             return Verdict(Outcome.PASS, reason, findings, 0.0)
         if not undecided:
             return Verdict(Outcome.INCONCLUSIVE, f"evidence suffices; {waiting}", findings, 0.0)
@@ -328,7 +329,8 @@ class CanaryJudge:
             self._harm_finding(harm, Outcome.FAIL if index == 0 else None)
             for index, harm in enumerate(ranked)
         )
-        reason = f"{findings[0].reason}; together E = {_e(log_harm)} passed 1/alpha = {1 / self._policy.false_rollback:g}"
+        bound = 1 / self._policy.false_rollback
+        reason = f"{findings[0].reason}; together E = {e_text(log_harm)} passed 1/alpha = {bound:g}"
         return Verdict(Outcome.FAIL, reason, findings)
 
     def _harm_finding(self, harm: _Question, outcome: Outcome | None) -> Finding:
@@ -336,7 +338,7 @@ class CanaryJudge:
         alone = harm.log_e + math.log(harm.weight) >= self._log_rollback
         outcome = outcome or (Outcome.FAIL if alone else Outcome.INCONCLUSIVE)
         name = self._named(harm.metric, slack=self._policy.latency.tolerance)
-        reason = f"{name}: {contrast.text}, E = {_e(harm.log_e)} after {contrast.units} candidate units"
+        reason = f"{name}: {contrast.text}, E = {e_text(harm.log_e)} after {contrast.units} candidate units"
         needed = 1 / (self._policy.false_rollback * harm.weight)
         return _finding(harm.metric, outcome, reason, contrast, harm.log_e, needed)
 
@@ -344,17 +346,16 @@ class CanaryJudge:
         contrast = self._strata.contrast(question.metric)
         done = question.log_e >= self._log_promote
         reason = f"{self._named(question.metric, slack=self._policy.latency.margin)}: {contrast.text}; "
-        reason += f"E = {_e(question.log_e)}" if done else self._lacks(question)
+        reason += f"E = {e_text(question.log_e)}" if done else self._lacks(question)
         outcome = Outcome.PASS if done else Outcome.INCONCLUSIVE
         return _finding(
             question.metric, outcome, reason, contrast, question.log_e, 1 / self._policy.false_promote
         )
 
     def _lacks(self, question: _Question) -> str:
-        text = f"{question.metric} has E = {_e(question.log_e)} of {1 / self._policy.false_promote:g}"
-        if question.eta is None:
-            return f"{text}, and does not rise at the present rates"
-        return f"{text}, about {math.ceil(question.eta)} more candidate units"
+        needed = 1 / self._policy.false_promote
+        text = f"{question.metric} has E = {e_text(question.log_e)} of {needed:g}"
+        return f"{text}, {lacking_text(question.eta, 'candidate units')}"
 
     def _named(self, metric: str, *, slack: float) -> str:
         if metric == ERRORS:
@@ -370,10 +371,10 @@ class CanaryJudge:
 
     def _lost_telemetry(self, log_lost: float) -> Verdict:
         seen = f"{self._entered[0]} of {sum(self._entered)} units"
-        reason = (
-            f"telemetry is missing: the candidate reported {seen} where about {self._expected_entered:.0f}"
-            f" were assigned to it (E = {_e(log_lost)} passed {math.exp(_LOG_LOST):g}); nothing can be concluded."
-            " Next: find out whose records are lost."
+        reason = f"telemetry is missing: the candidate reported {seen} where about"
+        reason += f" {self._expected_entered:.0f} were assigned to it (E = {e_text(log_lost)} passed"
+        reason += (
+            f" {math.exp(_LOG_LOST):g}); nothing can be concluded. Next: find out whose records are lost."
         )
         finding = Finding(
             "sample ratio",
@@ -381,7 +382,7 @@ class CanaryJudge:
             reason,
             candidate=self._entered[0] / max(sum(self._entered), 1),
             champion=self._entered[1] / max(sum(self._entered), 1),
-            evidence=_capped(log_lost),
+            evidence=capped_e(log_lost),
             needed=math.exp(_LOG_LOST),
             units=sum(self._entered),
         )
@@ -451,13 +452,13 @@ class CanaryJudge:
         units = self._strata.units(ERRORS)
         place = f"step {self._step + 1} of {len(self._policy.steps)} ({100 * pi:g}%)"
         lines = [
-            f"{place}: {units[0]} candidate and {units[1]} champion units, {self._step_units} candidate at this step",
+            f"{place}: {units[0]} candidate and {units[1]} champion units, {self._step_units} at this step",
             f"errors: {self._strata.contrast(ERRORS).text}",
-            f"harm: E = {_e(_log_mean(harms))}, rolls back at {1 / self._policy.false_rollback:g}",
+            f"harm: E = {e_text(_log_mean(harms))}, rolls back at {1 / self._policy.false_rollback:g}",
         ]
         for question in required:
             done = question.log_e >= self._log_promote
-            text = f"{question.metric} E = {_e(question.log_e)}" if done else self._lacks(question)
+            text = f"{question.metric} E = {e_text(question.log_e)}" if done else self._lacks(question)
             lines.append(f"no worse: {text}")
         return (*lines, f"{verdict.outcome}: {verdict.reason}")
 
@@ -511,16 +512,7 @@ def _finding(
         champion=contrast.champion,
         low=contrast.low,
         high=contrast.high,
-        evidence=_capped(log_e),
+        evidence=capped_e(log_e),
         needed=needed,
         units=contrast.units,
     )
-
-
-def _capped(log_e: float) -> float:
-    """An e-value that JSON and plots can hold."""
-    return math.exp(min(log_e, math.log(1e12)))
-
-
-def _e(log_e: float) -> str:
-    return "over 1e12" if log_e > math.log(1e12) else f"{math.exp(log_e):.3g}"

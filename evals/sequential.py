@@ -303,13 +303,15 @@ class Paired:
         if worse:
             odds = np.array([0.6, 0.67, 0.75, 0.85, 0.95])
             factors = np.stack([2 * odds, 2 * (1 - odds), np.ones_like(odds)])
+            weights = [0.2, 0.2, 0.2, 0.2, 0.2]
         else:
             stakes = np.array([0.1, 0.3, 0.6, 0.8, _STAKE_LIMIT]) / (1 - margin)
             factors = 1 + stakes * (margin - np.array([[1.0], [-1.0], [0.0]]))
+            weights = [0.05, 0.1, 0.15, 0.2, 0.5]
         self._log_factors: FloatArray = np.log(
             factors
         )  # (3, K): only candidate bad, only champion bad, alike
-        self.wealth = Wealth(np.ones(factors.shape[1]), shape)
+        self.wealth = Wealth(weights, shape)
 
     @property
     def log_e(self) -> FloatArray:
