@@ -233,7 +233,8 @@ class ShadowJudge:
             findings.append(
                 Finding(name, outcome, reason, evidence=capped_e(log_e), needed=needed, units=total.pairs)
             )
-        reason = f"{findings[0].reason}; together E = {e_text(log_harm)} passed 1/alpha = {1 / self._policy.alpha:g}"
+        bound = 1 / self._policy.alpha
+        reason = f"{findings[0].reason}; together E = {e_text(log_harm)} passed 1/alpha = {bound:g}"
         return Verdict(Outcome.FAIL, reason, tuple(findings))
 
     def _errors_finding(self) -> Finding:
