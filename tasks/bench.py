@@ -60,7 +60,6 @@ class Bench:
         if self._endpoint is not None:
             return self._endpoint
         from serving.local import LocalEndpoint
-
         from serving.supervision import Supervisor
 
         return LocalEndpoint(self.name, self.policy, self.settings, Supervisor(self.settings))

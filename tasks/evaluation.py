@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from configs.policy import Evaluation
 from evals.gate import Scores
 from evals.gate import evaluate as decide
-
+from evals.metrics import MORE_IS_BETTER, CustomMetric, MetricError, Predictions
 from evals.verdict import Outcome, Verdict
 from serving.errors import SetupError
 from tasks.bench import Bench
@@ -50,7 +53,18 @@ def evaluate_candidate(release: Release) -> Verdict:
     except _ModelFault as fault:
         return Verdict(Outcome.FAIL, f"version {release.version} {fault}")
     champion = None if release.first else _champion_scores(release, rows, digest)
-    scores = Scores(labels=labels, candidate=candidate, champion=champion, rows=rows, latency_ms=latencies)
+    try:
+        scores = Scores(
+            labels=labels,
+            candidate=Predictions.read(candidate, labels, policy.task),
+            champion=None if champion is None else Predictions.read(champion, labels, policy.task),
+            rows=rows,
+            candidate_ms=latencies,
+            digest=digest,
+            functions=custom_metrics(policy),
+        )
+    except MetricError as error:
+        return Verdict(Outcome.ERROR, str(error))
     verdict = decide(policy, scores)
     now = bench.clock()
     for finding in verdict.findings:
@@ -107,6 +121,23 @@ def digest_of(rows: pd.DataFrame, labels: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
+def custom_metrics(policy: Evaluation) -> dict[str, CustomMetric]:
+    """The policy's metrics that are dotted callables, imported. Raises `SetupError`."""
+    found: dict[str, CustomMetric] = {}
+    for metric in policy.metrics:
+        if metric.name in MORE_IS_BETTER:
+            continue
+        module, _, attribute = metric.name.rpartition(".")
+        try:
+            found[metric.name] = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise SetupError(
+                f"evaluation.metrics: {metric.name!r} is neither one of {', '.join(MORE_IS_BETTER)} nor a callable "
+                f"that can be imported ({error}). Next: correct the name in the policy"
+            ) from error
+    return found
+
+
 def _champion_scores(release: Release, rows: pd.DataFrame, digest: str) -> NDArray[Any]:
     """The champion's predictions, from the cache where the same rows were scored before."""
     bench, champion = release.bench, release.row.champion
@@ -155,7 +186,7 @@ def _call_ms(model: Any, rows: pd.DataFrame) -> NDArray[np.float64]:
 
 
 def _predict(model: Any, rows: pd.DataFrame) -> NDArray[Any]:
-    """One value a row: a class, a number, or the probability of the last class."""
+    """The model's answer, one entry a row."""
     try:
         answer = model.predict(rows)
     except Exception as error:  # whatever a model raises is the model's fault
@@ -163,8 +194,6 @@ def _predict(model: Any, rows: pd.DataFrame) -> NDArray[Any]:
             f"raised {error.__class__.__name__} on held-out rows: {str(error)[:200]}"
         ) from error
     values = np.asarray(answer)
-    if values.ndim == 2:
-        values = values[:, -1]
-    if values.shape != (len(rows),):
+    if values.ndim not in (1, 2) or len(values) != len(rows):
         raise _ModelFault(f"answered shape {values.shape} to {len(rows)} rows")
     return values

@@ -122,7 +122,7 @@ def ramp_listener(release: Release) -> Callable[[Mapping[str, Any]], None]:
 
 def ask_approval(release: Release) -> Verdict:
     """Pause the flow run until a person says yes or no. No answer in time is a no."""
-    policy = release.bench.policy.approval
+    policy, bench_name = release.bench.policy.approval, release.bench.name
     if not policy.required:
         return Verdict(Outcome.PASS, "no approval required by the policy")
     evidence = "\n\n".join(
@@ -130,7 +130,7 @@ def ask_approval(release: Release) -> Verdict:
         for stage, stored in release.row.verdicts.items()
     )
     form = Decision.with_initial_data(
-        description=f"## Release {release.row.id} onto {release.bench.name}?\n\n{evidence}\n\n{_links(release)}"
+        description=f"## Release {release.row.id} onto {bench_name}?\n\n{evidence}\n\n{_links(release)}"
     )
     try:
         answer: Any = pause_flow_run(wait_for_input=form, timeout=int(policy.timeout_s), key="approval")

@@ -68,8 +68,11 @@ class Release:
         """Read the release afresh. Raises `Fenced` when it is no longer ours, `Aborted` on request."""
         if self._fenced is not None:
             raise self._fenced
+        now, lease_s = self.bench.clock(), self.bench.policy.canary.lease_s
         row = self.bench.journal.release(self.row.id)
-        if row is None or row.owner != self.row.owner or row.owner_until < self.bench.clock():
+        if row is not None and row.owner == self.row.owner and now <= row.owner_until < now + lease_s / 2:
+            row = self.bench.journal.renew(row.id, row.owner, lease_s=lease_s, now=now)
+        if row is None or row.owner != self.row.owner or row.owner_until < now:
             raise Fenced(
                 f"{self.row.id} is no longer run by this flow. Nothing was changed. Next: run it again"
             )

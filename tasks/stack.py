@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from configs.loading import load_policies
 from configs.settings import Settings
 from serving.gateway.process import tls_warning
 from serving.gateway.render import refresh_gateway
 from serving.secret_files import Secret, read_or_create
-from serving.stack import Server, servers_of, start_supervision, wait_healthy
+from serving.stack import Server, describe_stack, servers_of, start_supervision, wait_healthy
 from serving.supervision import Supervisor
 from tasks import registration
 
@@ -101,3 +102,8 @@ def _warnings(settings: Settings) -> tuple[str, ...]:
     _, errors = load_policies(settings.policy_dir.expanduser().resolve())
     tls = tls_warning(settings)
     return (*(str(error) for error in errors), *((tls,) if tls else ()))
+
+
+def stack_programs(settings: Settings) -> list[dict[str, Any]]:
+    """Every program with its state, pid and uptime, and servers of the user's own, as plain values."""
+    return describe_stack(settings)
