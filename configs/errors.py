@@ -1,6 +1,7 @@
 """Errors of this room.
 
 ConfigError
+├── SettingsInvalid         an INTERLOCK_* variable or configs/local.yaml cannot be used
 └── PolicyError             a policy file cannot be used; lists every problem at once
     ├── PolicyNotFound          there is no such file
     ├── PolicySyntaxError       it is not YAML
@@ -28,6 +29,10 @@ class Problem:
 
 class ConfigError(Exception):
     """Base of all errors raised by configs/."""
+
+
+class SettingsInvalid(ConfigError):
+    """An INTERLOCK_* variable or configs/local.yaml cannot be used."""
 
 
 class PolicyError(ConfigError):

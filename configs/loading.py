@@ -11,9 +11,17 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from configs.errors import PolicyError, PolicyInvalid, PolicyNotFound, PolicySyntaxError, Problem
+from configs.errors import (
+    PolicyError,
+    PolicyInvalid,
+    PolicyNotFound,
+    PolicySyntaxError,
+    Problem,
+    SettingsInvalid,
+)
 from configs.keys import key_path, nearest_key, section_at
 from configs.policy import Policy
+from configs.settings import Settings
 
 _LOOK = "interlock policy-keys prints every key; interlock validate checks the file again"
 _FILE_BYTES_MAX = 1_000_000
@@ -66,6 +74,29 @@ def load_policies(folder: Path) -> tuple[dict[str, Policy], list[PolicyError]]:
         except PolicyError as error:
             errors.append(error)
     return policies, errors
+
+
+def load_settings() -> Settings:
+    """The settings of this process. Raises SettingsInvalid that names each variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        said = [
+            f"INTERLOCK_{str(details['loc'][0]).upper()} {_say(details, tuple(details['loc']))}"
+            for details in error.errors(include_url=False)
+        ]
+        raise SettingsInvalid(f"{'; '.join(said)}. Next: mend the variable, or configs/local.yaml") from error
+
+
+def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """INTERLOCK_* variables that name no setting, each with the nearest that does: typing errors."""
+    known = {f"INTERLOCK_{name.upper()}" for name in Settings.model_fields} | {"INTERLOCK_STACK"}
+    unknown = [name for name in environment if name.startswith("INTERLOCK_") and name not in known]
+    found: dict[str, str | None] = {}
+    for name in unknown:
+        if not name.startswith(("INTERLOCK_SECRET_", "INTERLOCK_DEPLOY_")):
+            found[name] = next(iter(difflib.get_close_matches(name, known, n=1)), None)
+    return found
 
 
 def _read(path: Path) -> str:

@@ -41,7 +41,7 @@ class Replicas(Section):
     )
     retry_unanswered: bool = Field(
         default=True,
-        description="Ask another replica when one dies before it answers; off where a request has effects or costs.",
+        description="Ask another replica when one dies before it answers; off where requests have effects.",
     )
     start_timeout_s: float = Field(
         default=120, gt=0, description="A replica not healthy after this fails the deployment."
