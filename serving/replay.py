@@ -21,8 +21,10 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, Self
 
 from serving.endpoint import Endpoint, Exchange, Reply, Slot
@@ -252,14 +254,17 @@ class _Pause:
 class EndpointAsker:
     """Asks through `Endpoint.invoke`: works on every platform. The calls run in threads."""
 
-    def __init__(self, endpoint: Endpoint, sides: Mapping[Side, Slot], *, timeout_s: float) -> None:
+    def __init__(
+        self, endpoint: Endpoint, sides: Mapping[Side, Slot], *, timeout_s: float, threads: int = 16
+    ) -> None:
         self._endpoint = endpoint
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="replay")
         self._sides = sides
         self._timeout_s = timeout_s
 
     async def ask(self, side: Side, exchange: Exchange) -> Reply:
         """One call of `invoke`."""
-        return await asyncio.to_thread(
+        invoke = partial(
             self._endpoint.invoke,
             self._sides[side],
             exchange.path,
@@ -267,9 +272,11 @@ class EndpointAsker:
             content_type=exchange.content_type,
             timeout_s=self._timeout_s,
         )
+        return await asyncio.get_running_loop().run_in_executor(self._threads, invoke)
 
     async def close(self) -> None:
-        """Nothing to let go."""
+        """End the threads."""
+        self._threads.shutdown(wait=False)
 
 
 class HttpAsker:

@@ -213,6 +213,7 @@ class ReplicaApp:
                 "version": spec.version,
                 "uri": spec.uri,
                 "model_id": model.model_id if model is not None else None,
+                "refuses_missing": model.refuses_missing if model is not None else None,
                 "replica": spec.replica_name,
                 "stage": self.stage,
             }

@@ -4,10 +4,10 @@ Stricter than MLflow's scoring server where that one changes values in silence: 
 "5" is no number, true is no number, and a value that does not fit its type is refused. Equal to it
 where a value is accepted: the frame that the model gets is the same.
 
-Missing values (null, NaN, an absent key) follow the signature: MLflow infers `required: false`
-for a column that had missing values, so a required column has none, and null there is the
-client's mistake. `allow_missing` gives up that reading for models logged with a careless example.
-Integers can never be missing, as in MLflow.
+Missing values (null, NaN, an absent key): an optional column may miss them, a required one only
+where the model bears it (`warmup.py` finds out), an integer never, as in MLflow. An optional column
+that a request leaves out altogether reads as missing values, so that an answer does not depend on
+which other rows came along.
 """
 
 from __future__ import annotations
@@ -51,6 +51,18 @@ class Column:
     required: bool
     may_miss: bool
 
+    @property
+    def can_miss(self) -> bool:
+        """Whether the type has a value that stands for a missing one. Integers have none."""
+        return self.kind not in _INT_BITS
+
+    def missing(self, rows: int) -> list[Any]:
+        """Checked values of a column in which every value is missing."""
+        import pandas as pd
+
+        filler = math.nan if self.kind in ("double", "float") else pd.NaT if self.kind == "datetime" else None
+        return [filler] * rows
+
     def check(self, values: list[Any]) -> list[Any]:
         """The values, typed for this column, or `BadInput` that names the column and the row."""
         return _CHECKS[self.kind](self, values)
@@ -80,7 +92,7 @@ class Column:
         return BadInput(f"Column '{self.name}', row {row}: missing value, but {why}.", column=str(self.name))
 
 
-def tabular_columns(schema: Schema | None, *, allow_missing: bool) -> tuple[Column, ...] | None:
+def tabular_columns(schema: Schema | None) -> tuple[Column, ...] | None:
     """The columns of a signature of plain columns; None for tensors, nested types, or no signature."""
     from mlflow.types import DataType
 
@@ -91,7 +103,7 @@ def tabular_columns(schema: Schema | None, *, allow_missing: bool) -> tuple[Colu
         if not isinstance(spec.type, DataType) or spec.type.name not in _DTYPES:
             return None
         name = spec.name if schema.has_input_names() else position
-        columns.append(Column(name, spec.type.name, spec.required, allow_missing or not spec.required))
+        columns.append(Column(name, spec.type.name, spec.required, spec.type.name not in _INT_BITS))
     if len({column.name for column in columns}) != len(columns):
         return None
     return tuple(columns)

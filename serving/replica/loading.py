@@ -17,40 +17,29 @@ import shutil
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
-from serving.replica.answers import encode, jsonable
-from serving.replica.errors import BadInput, LoadFailed, ModelFault, RegistryUnreachable
+from serving.replica.errors import LoadFailed, RegistryUnreachable
 from serving.replica.model import ServedModel
+from serving.replica.warmup import warm_up
 
 logger = logging.getLogger("interlock.replica")
 
 _VERSION_URI = re.compile(r"models:/([^/@]+)/(\d+)")
 _MODEL_ID_URI = re.compile(r"models:/(m-[0-9a-f]+)")
 
-_SYNTHETIC: dict[str, Any] = {
-    "double": 0.0,
-    "float": 0.0,
-    "integer": 0,
-    "long": 0,
-    "boolean": False,
-    "string": "",
-    "binary": "",
-    "datetime": "2000-01-01T00:00:00",
-}
 
-
-def load_model(uri: str, *, tracking_uri: str, cache_dir: Path, allow_missing: bool = False) -> ServedModel:
+def load_model(uri: str, *, tracking_uri: str, cache_dir: Path) -> ServedModel:
     """Fetch, load and warm up one version. Raises `LoadFailed`, or `RegistryUnreachable`."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from mlflow.pyfunc import load_model as load_pyfunc
 
     mlflow.set_tracking_uri(tracking_uri)
     folder = fetch_model(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
     try:
-        served = ServedModel(load_pyfunc(str(folder)), allow_missing=allow_missing)
+        served = ServedModel(load_pyfunc(str(folder)))
     except Exception as error:
         raise LoadFailed(
             f"Loading {uri} failed: {type(error).__name__}: {error}. Next: check that this environment has "
@@ -85,53 +74,6 @@ def fetch_model(uri: str, *, tracking_uri: str, cache_dir: Path) -> Path:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return folder
-
-
-def warm_up(served: ServedModel, folder: Path, uri: str) -> None:
-    """One whole prediction, from bytes to bytes, before anyone may call the replica healthy.
-
-    The version's own input example must pass. Without one a row of zeros and empty strings is
-    tried, which a sound model may refuse: that is a warning, not a failure.
-    """
-    example = _input_example(served, folder)
-    if example is not None:
-        try:
-            _ask(served, example)
-            return
-        except BadInput as error:
-            logger.warning("%s: its own input example does not fit its signature: %s", uri, error)
-        except ModelFault as error:
-            raise LoadFailed(
-                f"{uri} fails on its own input example: {error.__cause__ or error!r}. "
-                "Next: fix the model or the example."
-            ) from error
-    if not served.columns:
-        logger.warning("%s has neither an input example nor a tabular signature: not warmed up", uri)
-        return
-    row = {str(column.name): _SYNTHETIC[column.kind] for column in served.columns}
-    names = any(isinstance(column.name, str) for column in served.columns)
-    body = json.dumps({"dataframe_records": [row]} if names else {"instances": [list(row.values())]}).encode()
-    try:
-        _ask(served, body)
-    except (BadInput, ModelFault) as error:
-        logger.warning("%s refused the synthetic warm-up row: %s", uri, error.__cause__ or error)
-
-
-def _ask(served: ServedModel, body: bytes) -> None:
-    question = served.parse(body, "application/json")
-    encode(jsonable(served.ask(question)), wrapped=question.wrapped)
-
-
-def _input_example(served: ServedModel, folder: Path) -> bytes | None:
-    """The request body that MLflow keeps with a model that was logged with an input example."""
-    from mlflow.models import Model
-
-    try:
-        body = Model.load(str(folder)).get_serving_input(str(folder))
-    except Exception as error:  # noqa: BLE001 - whatever an old or foreign model holds there
-        logger.warning("The input example cannot be read: %s", error)
-        return None
-    return body.encode() if body else None
 
 
 def _resolve(uri: str, *, tracking_uri: str, cache_dir: Path) -> str:

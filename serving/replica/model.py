@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from serving.replica.columns import build_frame, tabular_columns
@@ -43,7 +43,7 @@ class Question:
 class ServedModel:
     """One loaded pyfunc model, ready to be asked by several threads at a time."""
 
-    def __init__(self, pyfunc: PyFuncModel, *, allow_missing: bool = False) -> None:
+    def __init__(self, pyfunc: PyFuncModel) -> None:
         from mlflow.pyfunc.context import Context
 
         metadata = pyfunc.metadata
@@ -54,7 +54,7 @@ class ServedModel:
             metadata._is_signature_from_type_hint()  # pyright: ignore[reportPrivateUsage]
             or metadata._is_type_hint_from_example()  # pyright: ignore[reportPrivateUsage]
         )
-        self.columns = None if has_hints else tabular_columns(self._schema, allow_missing=allow_missing)
+        self.columns = None if has_hints else tabular_columns(self._schema)
         self.model_id: str | None = metadata.model_id
         self._is_direct = not has_hints and not (metadata.metadata or {}).get("dependencies_schemas")
         self._context = Context(model_id=self.model_id) if self.model_id else None
@@ -62,6 +62,19 @@ class ServedModel:
         self._function = getattr(pyfunc._model_impl, name)  # pyright: ignore[reportPrivateUsage]
         accepts = inspect.signature(self._function).parameters.get("params")
         self._takes_params = accepts is not None and accepts.kind is not inspect.Parameter.VAR_KEYWORD
+
+    @property
+    def refuses_missing(self) -> list[str]:
+        """Required columns in which the model cannot bear a missing value. For those null is a 400."""
+        return [str(c.name) for c in self.columns or () if c.can_miss and not c.may_miss]
+
+    def refuse_missing(self, names: set[Any]) -> None:
+        """Refuse missing values in these columns, because the model cannot bear them there."""
+        if self.columns is not None:
+            self.columns = tuple(
+                replace(column, may_miss=column.may_miss and column.name not in names)
+                for column in self.columns
+            )
 
     def parse(self, body: bytes, content_type: str) -> Question:
         """A request's bytes as a checked question. Raises `BadInput` or `UnsupportedType` only."""

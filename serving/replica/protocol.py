@@ -224,16 +224,21 @@ def _from_columns(data: dict[str, Any], columns: tuple[Column, ...]) -> Table:
 
 
 def _checked(named: dict[Any, list[Any]], columns: tuple[Column, ...], rows: int) -> Table:
-    """Every column of the signature that is there, checked; columns it does not know are ignored."""
-    present = tuple(column for column in columns if column.name in named)
-    if len(present) != len(columns):
+    """The signature's columns, checked; columns that it does not know are ignored, as in MLflow.
+
+    An optional column that is not there reads as missing values; an integer one is left out.
+    """
+    if len(named) < len(columns) or any(column.name not in named for column in columns):
         missing = [column for column in columns if column.name not in named and column.required]
         if missing:
             raise BadInput(f"Missing {_names(tuple(missing))}.", column=str(missing[0].name))
-        if not present:
+        present = tuple(c for c in columns if c.name in named or c.can_miss)
+        if not named:
             raise BadInput(f"None of the model's columns is there: {_names(columns)}.")
-        columns = present  # the same object where all are there: joining compares by it
-    return Table(columns, [column.check(named[column.name]) for column in columns], rows)
+        if len(present) != len(columns):
+            columns = present  # the same object where all are there: joining compares by it
+    values = [c.check(named[c.name]) if c.name in named else c.missing(rows) for c in columns]
+    return Table(columns, values, rows)
 
 
 def _from_text(column: Column, text: str) -> Any:

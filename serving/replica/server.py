@@ -155,7 +155,6 @@ class _Process:
                 spec.uri,
                 tracking_uri=spec.mlflow_tracking_uri,
                 cache_dir=spec.model_cache_dir,
-                allow_missing=spec.allow_missing,
             )
         except LoadFailed as error:
             logger.error("%s", error)

@@ -21,17 +21,19 @@ class CaptureSpec(_Part):
     """The durable, redacted record of this replica."""
 
     captures_dir: Path = Field(description="Folder of the endpoint: `settings.captures_dir / endpoint`.")
-    sample: float = Field(1.0, ge=0, le=1, description="Share of requests that is recorded; 0 records none.")
-    drop: tuple[str, ...] = Field((), description="Input columns that are never recorded.")
-    hash: tuple[str, ...] = Field((), description="Input columns recorded as HMAC only.")
+    sample: float = Field(
+        default=1.0, ge=0, le=1, description="Share of requests that is recorded; 0 records none."
+    )
+    drop: tuple[str, ...] = Field(default=(), description="Input columns that are never recorded.")
+    hash: tuple[str, ...] = Field(default=(), description="Input columns recorded as HMAC only.")
 
 
 class SpoolSpec(_Part):
     """The short-lived copy of exact requests that feeds the shadow."""
 
     dir: Path = Field(description="Folder of the slot: `settings.spool_dir / endpoint / slot`.")
-    enabled: bool = Field(True, description="Without it nothing is spooled.")
-    max_age_s: float = Field(900, gt=0, le=900, description="Segments older than this are deleted.")
+    enabled: bool = Field(default=True, description="Without it nothing is spooled.")
+    max_age_s: float = Field(default=900, gt=0, le=900, description="Segments older than this are deleted.")
 
 
 class ReplicaSpec(_Part):
@@ -46,24 +48,25 @@ class ReplicaSpec(_Part):
     version: str = Field(min_length=1, description="Registry version, as text.")
     uri: str = Field(min_length=1, description="`models:/name/version`.")
     port: int = Field(ge=1, le=65535, description="Where it listens.")
-    host: str = Field("127.0.0.1", description="Address that it binds.")
-    name: str = Field("", description="Name in logs and file names; default `endpoint-slot-port`.")
-    concurrency: int = Field(4, ge=1, description="Predictions that run at a time.")
-    threads: int = Field(1, ge=1, description="Numeric-library threads (OMP, BLAS).")
+    host: str = Field(default="127.0.0.1", description="Address that it binds.")
+    name: str = Field(default="", description="Name in logs and file names; default `endpoint-slot-port`.")
+    concurrency: int = Field(default=4, ge=1, description="Predictions that run at a time.")
+    threads: int = Field(default=1, ge=1, description="Numeric-library threads (OMP, BLAS).")
     batch_max_rows: int | None = Field(
         None, ge=1, description="Most rows in a joined prediction; null: never join."
     )
-    request_timeout_s: float = Field(30, gt=0, description="A request without an answer after this gets 504.")
-    max_body_bytes: int = Field(1_048_576, ge=1, description="Larger bodies get 413.")
-    drain_s: float = Field(30, ge=0, description="Time that requests in flight have after SIGTERM.")
+    request_timeout_s: float = Field(
+        default=30, gt=0, description="A request without an answer after this gets 504."
+    )
+    max_body_bytes: int = Field(default=1_048_576, ge=1, description="Larger bodies get 413.")
+    drain_s: float = Field(default=30, ge=0, description="Time that requests in flight have after SIGTERM.")
     lame_duck_s: float = Field(
         1.0, ge=0, description="After SIGTERM: time to be seen as unhealthy and avoided."
     )
-    allow_missing: bool = Field(False, description="Accept null in required columns that can hold it.")
     mlflow_tracking_uri: str = Field(description="The registry's server.")
     model_cache_dir: Path = Field(description="Downloaded models by model id: a restart needs no MLflow.")
-    capture: CaptureSpec | None = Field(None, description="No durable capture when null.")
-    spool: SpoolSpec | None = Field(None, description="No spool when null.")
+    capture: CaptureSpec | None = Field(default=None, description="No durable capture when null.")
+    spool: SpoolSpec | None = Field(default=None, description="No spool when null.")
     hmac_key_file: Path | None = Field(
         None, description="Key of the hashed columns; needed by `capture.hash`."
     )
