@@ -132,8 +132,9 @@ def custom_metrics(policy: Evaluation) -> dict[str, CustomMetric]:
             found[metric.name] = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:
             raise SetupError(
-                f"evaluation.metrics: {metric.name!r} is neither one of {', '.join(MORE_IS_BETTER)} nor a callable "
-                f"that can be imported ({error}). Next: correct the name in the policy"
+                f"evaluation.metrics: {metric.name!r} is neither built in nor a callable "
+                f"that can be imported ({error}). Built in: {', '.join(MORE_IS_BETTER)}. "
+                "Next: correct the name in the policy"
             ) from error
     return found
 

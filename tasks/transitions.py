@@ -82,24 +82,21 @@ def place(bench: Bench, release: ReleaseRow, *, first: bool) -> EndpointRow:
     """
     row = _without_intent(bench)
     slot = row.default if first else row.default.sibling
-    row = bench.journal.change(
-        bench.name,
-        generation=row.generation,
-        new_generation=row.generation + 1,
-        now=bench.clock(),
+    row = _next_generation(
+        bench,
+        row,
         salt=release.id,
         release_id=release.id,
         share_bp=0,
         until=0.0,
         keep_until=0.0,
-        **({} if first else {f"{slot.value}_version": release.version}),
+        **({} if first else {f"{slot.value}_version": ""}),
     )
-    held = bench.endpoint.describe().versions.get(slot, "")
-    if not first:
-        if held not in ("", release.version):
-            bench.endpoint.retire(slot)
-        follow_journal(bench)
+    if bench.endpoint.describe().versions.get(slot, "") not in ("", release.version):
+        bench.endpoint.retire(slot)
     bench.endpoint.deploy(slot, release.version, uri=f"models:/{bench.policy.model}/{release.version}")
+    if not first:
+        row = _next_generation(bench, row, **{f"{slot.value}_version": release.version})
     bench.journal.record(
         bench.name,
         "placed",
@@ -299,15 +296,12 @@ def finish(bench: Bench) -> EndpointRow:
             decided_at=change.decided_at,
             decided_stage=change.stage,
         )
-    values: dict[str, Any] = {"intent": None}
-    if change.kind == ROLL_BACK:
+    slot = _slot_of(row, change.loser) if change.kind == ROLL_BACK and change.loser else None
+    if slot is not None and slot is not row.default:
         # The version that lost leaves its slot; who wants it back releases it again.
-        slot = _slot_of(row, change.loser) if change.loser else None
-        if slot is not None and slot is not row.default:
-            bench.endpoint.retire(slot)
-            values |= {f"{slot.value}_version": "", "new_generation": row.generation + 1}
-    row = bench.journal.change(bench.name, generation=row.generation, now=bench.clock(), **values)
-    row = follow_journal(bench)
+        bench.endpoint.retire(slot)
+        row = _next_generation(bench, row, **{f"{slot.value}_version": ""})
+    row = bench.journal.change(bench.name, generation=row.generation, now=bench.clock(), intent=None)
     bench.journal.record(
         bench.name,
         "finished",
@@ -344,6 +338,14 @@ def _outcome_tags(bench: Bench, change: Change, outcome: str) -> dict[str, str]:
         f"interlock.{bench.name}.reason": change.reason,
         f"interlock.{bench.name}.release": change.release_id,
     }
+
+
+def _next_generation(bench: Bench, row: EndpointRow, **values: Any) -> EndpointRow:
+    """Change the endpoint under a new generation and make the platform follow."""
+    row = bench.journal.change(
+        bench.name, generation=row.generation, new_generation=row.generation + 1, now=bench.clock(), **values
+    )
+    return _follow_at(bench, row)
 
 
 def _slot_of(row: EndpointRow, version: str) -> Slot | None:

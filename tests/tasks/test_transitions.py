@@ -191,6 +191,7 @@ def effects_of(kind: str, folder: Path) -> int:
     return deadline.count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("kind", CHANGES)
 def test_a_change_killed_at_any_effect_is_finished_by_the_next_one(
