@@ -210,6 +210,11 @@ class Canary(Section):
     false_promote: Probability = Field(
         default=0.05, description="Bound on promoting a version worse than a margin."
     )
+    error_budget: float | None = Field(
+        default=None,
+        gt=0,
+        description="Excess errors (requests) that a step may cost at worst; it also lets the ramp skip steps.",
+    )
     window: Window = Field(default_factory=Window, description="The unit of evidence with assign_by: user.")
     errors: Errors = Field(default_factory=Errors, description="Error evidence.")
     latency: Latency = Field(default_factory=Latency, description="Latency evidence.")

@@ -14,51 +14,29 @@ not". Where both break it, a rollback would not help, and the release holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from configs.policy import Canary
-from evals.contrast import Contrast, Strata
+from evals.contrast import Contrast
+from evals.evidence import RESTAKE_AT_STEP, RESTAKE_PER_UNIT, Evidence, Question, log_mean
 from evals.looks import (
     ERRORS,
     QUALITY,
-    QUANTILES,
     LatencyThresholds,
     LookStatistics,
     StoredLook,
     UnitGroup,
-    budget,
     budget_limits,
     margin,
-    tolerance,
 )
-from evals.sequential import (
-    LEVELS,
-    FloatArray,
-    OneSample,
-    SampleRatio,
-    TwoSample,
-    below,
-    combine,
-    odds_times,
-    times,
-    units_to_go,
-)
+from evals.sequential import SampleRatio
 from evals.verdict import Finding, Outcome, Verdict
 from evals.wording import capped_e, e_text, lacking_text
 
-FAMILY_WEIGHTS = {ERRORS: 0.4, "latency": 0.4, QUALITY: 0.2}
-"""Of the families that can be asked; a family without data sources gives its weight to the others."""
-_BUDGET_WEIGHT = 0.25
-_RESERVE = 0.2
-_RESTAKE_AT_STEP = 0.5
-_RESTAKE_PER_UNIT = 2e-5
 _LOG_LOST = math.log(1000)
 """The sample-ratio test stops a release wrongly in at most 1 of 1000."""
-_WORSE_ODDS = (1.5, 2.0, 4.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +62,6 @@ class Look:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """One e-process that speaks, with what it speaks about."""
-
-    metric: str
-    log_e: float
-    weight: float = 1.0
-    eta: float | None = None
-
-
 class CanaryJudge:
     """Judges one release from its looks, in their order; sees counts only, never requests.
 
@@ -103,13 +71,10 @@ class CanaryJudge:
 
     def __init__(self, policy: Canary, thresholds: LatencyThresholds, *, quality: bool = False) -> None:
         self._policy = policy
-        self._quantiles = tuple(thresholds.ms)
-        self._budgets = tuple(budget_limits(policy))
-        self._quality = quality
+        self._evidence = Evidence(policy, thresholds, quality=quality)
         self._missing = thresholds.missing(policy.latency.quantiles)
         self._log_rollback = math.log(1 / policy.false_rollback)
         self._log_promote = math.log(1 / policy.false_promote)
-        self._strata = Strata()
         self._ratio = SampleRatio()
         self._step = -1
         self._step_units = 0
@@ -118,38 +83,6 @@ class CanaryJudge:
         self._entered = [0, 0]
         self._expected_entered = 0.0
         self._ended: Verdict | None = None
-        self._build_processes()
-
-    def _build_processes(self) -> None:
-        policy, shape = self._policy, (len(self._quantiles),)
-        past = 1 - np.array([QUANTILES[name] for name in self._quantiles])
-        self._worse: dict[str, TwoSample] = {
-            ERRORS: TwoSample(
-                times(1.5, 2, 3, 5, 10, 30),
-                [0.3, 0.25, 0.15, 0.1, 0.1, 0.1],
-                worse=True,
-                excess=policy.errors.tolerance,
-                prior_mean=0.01,
-                reserve=_RESERVE,
-            )
-        }
-        if self._quantiles:
-            self._worse["latency"] = TwoSample(
-                odds_times(*_WORSE_ODDS), [1] * 4, worse=True, prior_mean=past, shape=shape, reserve=_RESERVE
-            )
-        if self._quality:
-            self._worse[QUALITY] = TwoSample(
-                odds_times(1.2, *_WORSE_ODDS), [1] * 5, worse=True, prior_mean=0.1, reserve=_RESERVE
-            )
-        allowed = policy.errors.margin
-        self._fine_errors = TwoSample(
-            below(allowed, 0.7 * allowed), [1, 1], worse=False, excess=allowed, prior_mean=0.01
-        )
-        self._fine_latency = TwoSample(times(0.75, 0.4), [1, 1], worse=False, prior_mean=past, shape=shape)
-        limits = 1 - np.array([QUANTILES[name] for name in self._budgets])
-        self._over_budget = OneSample(limits, odds_times(*_WORSE_ODDS), [1] * 4, worse=True)
-        self._in_budget = OneSample(limits, times(0.75, 0.4, 0.1), [1] * 3, worse=False)
-        self._champion_in_budget = OneSample(limits, times(0.75, 0.4, 0.1), [1] * 3, worse=False)
 
     def look(
         self,
@@ -178,7 +111,7 @@ class CanaryJudge:
         pi = self._policy.steps[step] / 100
         stuck = _is_stuck(stuck_candidate, stuck_champion, pi)
         log_lost = min(self._ratio.log_e, self._ratio.log_e_with(stuck_candidate, stuck_champion, pi))
-        harms, required = self._harms(), self._required(pi)
+        harms, required = self._evidence.harms(), self._evidence.required(pi)
         verdict = self._verdict(harms, required, log_lost, seconds_at_step, stuck)
         if verdict.outcome is Outcome.FAIL or (verdict.outcome is Outcome.ERROR and log_lost >= _LOG_LOST):
             self._ended = verdict
@@ -190,100 +123,23 @@ class CanaryJudge:
         if step == self._step:
             return
         if self._step >= 0:
-            for process in self._worse.values():
-                process.wealth.stake(_RESTAKE_AT_STEP)
-            self._ratio.wealth.stake(_RESTAKE_AT_STEP)
+            self._evidence.enter_step()
+            self._ratio.wealth.stake(RESTAKE_AT_STEP)
         self._step, self._step_units = step, 0
 
     def _play(self, group: UnitGroup) -> None:
         """Bet on one group of units, with its own pi."""
         entered = group.entered_candidate, group.entered_champion
         self._ratio.update(*entered, group.pi)
-        self._ratio.wealth.stake(-math.expm1(-_RESTAKE_PER_UNIT * sum(entered)))
+        self._ratio.wealth.stake(-math.expm1(-RESTAKE_PER_UNIT * sum(entered)))
         self._entered = [total + more for total, more in zip(self._entered, entered, strict=True)]
         self._expected_entered += group.pi * sum(entered)
-        if not group.candidate and not group.champion:
-            return
-        pairs = {
-            ERRORS: _pair(group, [ERRORS]),
-            "latency": _pair(group, [tolerance(name) for name in self._quantiles]),
-            QUALITY: _pair(group, [QUALITY]),
-        }
-        for family, process in self._worse.items():
-            candidate, champion = pairs[family]
-            single = family != "latency"
-            process.update(
-                candidate[0] if single else candidate, champion[0] if single else champion, group.pi
-            )
-        self._fine_errors.update(pairs[ERRORS][0][0], pairs[ERRORS][1][0], group.pi)
-        self._fine_latency.update(*_pair(group, [margin(name) for name in self._quantiles]), group.pi)
-        candidate, champion = _pair(group, [budget(name) for name in self._budgets])
-        self._over_budget.update(candidate)
-        self._in_budget.update(candidate)
-        self._champion_in_budget.update(champion)
-        self._strata.add(group)
-        units = int(pairs[ERRORS][0].sum())
-        self._step_units += units
-        for process in self._worse.values():
-            process.wealth.stake(-math.expm1(-_RESTAKE_PER_UNIT * units))
-
-    def _harms(self) -> list[_Question]:
-        """Every e-process that may roll back, with its weight in the weighted mean."""
-        families = [*self._worse] + (["latency"] if self._budgets and not self._quantiles else [])
-        total = sum(FAMILY_WEIGHTS[family] for family in families)
-        harms: list[_Question] = []
-        for family in families:
-            weight = FAMILY_WEIGHTS[family] / total
-            if family != "latency":
-                harms.append(_Question(family, float(self._worse[family].log_e), weight))
-                continue
-            of_budget = (_BUDGET_WEIGHT if self._quantiles else 1.0) if self._budgets else 0.0
-            for index, name in enumerate(self._quantiles):
-                share = weight * (1 - of_budget) / len(self._quantiles)
-                harms.append(_Question(tolerance(name), float(self._worse[family].log_e[index]), share))
-            helps = np.minimum(self._over_budget.log_e, self._champion_in_budget.log_e)
-            for index, name in enumerate(self._budgets):
-                harms.append(
-                    _Question(budget(name), float(helps[index]), weight * of_budget / len(self._budgets))
-                )
-        return harms
-
-    def _required(self, pi: float) -> list[_Question]:
-        """Every e-process that promotion needs, with the candidate units it is expected to need still."""
-        needed = self._log_promote
-        champion, candidate = self._rates([ERRORS], expected=1.0)
-        growth = self._fine_errors.expected_growth(candidate[0], champion[0], pi)
-        eta = units_to_go(self._fine_errors.wealth.log_bets, growth, needed)
-        required = [_Question(ERRORS, float(self._fine_errors.log_e), eta=eta)]
-        if self._quantiles:
-            champion, candidate = self._rates([margin(name) for name in self._quantiles], expected=0.6)
-            growth = self._fine_latency.expected_growth(candidate, champion, pi)
-            for index, name in enumerate(self._quantiles):
-                if name in self._policy.latency.quantiles:
-                    eta = units_to_go(self._fine_latency.wealth.log_bets[index], growth[index], needed)
-                    required.append(_Question(margin(name), float(self._fine_latency.log_e[index]), eta=eta))
-        if self._budgets:
-            _, candidate = self._rates([budget(name) for name in self._budgets], expected=1.0)
-            growth = self._in_budget.expected_growth(candidate)
-            for index, name in enumerate(self._budgets):
-                eta = units_to_go(self._in_budget.wealth.log_bets[index], growth[index], needed)
-                required.append(_Question(budget(name), float(self._in_budget.log_e[index]), eta=eta))
-        return required
-
-    def _rates(self, metrics: Sequence[str], *, expected: float) -> tuple[FloatArray, FloatArray]:
-        """Rates to plan with: champion's, and candidate's drawn towards `expected` times it by 20 units."""
-        champion, candidate = np.zeros(len(metrics)), np.zeros(len(metrics))
-        for index, metric in enumerate(metrics):
-            contrast = self._strata.contrast(metric)
-            champion[index] = 0.0 if contrast.champion is None else contrast.champion
-            bad = contrast.units * (contrast.candidate or 0.0)
-            candidate[index] = (bad + 20 * expected * champion[index]) / (contrast.units + 20)
-        return champion, candidate
+        self._step_units += self._evidence.play(group)
 
     def _verdict(
         self,
-        harms: list[_Question],
-        required: list[_Question],
+        harms: list[Question],
+        required: list[Question],
         log_lost: float,
         seconds_at_step: float,
         stuck: str | None,
@@ -292,7 +148,7 @@ class CanaryJudge:
             return self._ended
         if log_lost >= _LOG_LOST:
             return self._lost_telemetry(log_lost)
-        log_harm = _log_mean(harms)
+        log_harm = log_mean(harms)
         if log_harm >= self._log_rollback:
             return self._roll_back(harms, log_harm)
         findings = tuple(self._finding(question) for question in required)
@@ -306,8 +162,8 @@ class CanaryJudge:
         waiting = self._waiting(seconds_at_step, stuck)
         undecided = [question for question in required if question.log_e < self._log_promote]
         if not undecided and waiting is None:
-            units, _ = self._strata.units(ERRORS)
-            asked = ", ".join(question.metric for question in required)
+            units, _ = self._evidence.strata.units(ERRORS)
+            asked = ", ".join(_spoken(question.metric) for question in required)
             bound = 1 / self._policy.false_promote
             reason = f"no worse than its margins after {units} candidate units"
             reason += f": every E >= {bound:g} on {asked}, and the soak is over"
@@ -323,7 +179,7 @@ class CanaryJudge:
         reason = "not yet proven no worse: " + "; ".join(self._lacks(question) for question in undecided)
         return Verdict(Outcome.INCONCLUSIVE, reason, findings, eta)
 
-    def _roll_back(self, harms: list[_Question], log_harm: float) -> Verdict:
+    def _roll_back(self, harms: list[Question], log_harm: float) -> Verdict:
         ranked = sorted(harms, key=lambda harm: harm.log_e + math.log(harm.weight), reverse=True)
         findings = tuple(
             self._harm_finding(harm, Outcome.FAIL if index == 0 else None)
@@ -333,8 +189,8 @@ class CanaryJudge:
         reason = f"{findings[0].reason}; together E = {e_text(log_harm)} passed 1/alpha = {bound:g}"
         return Verdict(Outcome.FAIL, reason, findings)
 
-    def _harm_finding(self, harm: _Question, outcome: Outcome | None) -> Finding:
-        contrast = self._strata.contrast(harm.metric)
+    def _harm_finding(self, harm: Question, outcome: Outcome | None) -> Finding:
+        contrast = self._evidence.strata.contrast(harm.metric)
         alone = harm.log_e + math.log(harm.weight) >= self._log_rollback
         outcome = outcome or (Outcome.FAIL if alone else Outcome.INCONCLUSIVE)
         name = self._named(harm.metric, slack=self._policy.latency.tolerance)
@@ -342,8 +198,8 @@ class CanaryJudge:
         needed = 1 / (self._policy.false_rollback * harm.weight)
         return _finding(harm.metric, outcome, reason, contrast, harm.log_e, needed)
 
-    def _finding(self, question: _Question) -> Finding:
-        contrast = self._strata.contrast(question.metric)
+    def _finding(self, question: Question) -> Finding:
+        contrast = self._evidence.strata.contrast(question.metric)
         done = question.log_e >= self._log_promote
         reason = f"{self._named(question.metric, slack=self._policy.latency.margin)}: {contrast.text}; "
         reason += f"E = {e_text(question.log_e)}" if done else self._lacks(question)
@@ -352,9 +208,9 @@ class CanaryJudge:
             question.metric, outcome, reason, contrast, question.log_e, 1 / self._policy.false_promote
         )
 
-    def _lacks(self, question: _Question) -> str:
+    def _lacks(self, question: Question) -> str:
         needed = 1 / self._policy.false_promote
-        text = f"{question.metric} has E = {e_text(question.log_e)} of {needed:g}"
+        text = f"{_spoken(question.metric)} has E = {e_text(question.log_e)} of {needed:g}"
         return f"{text}, {lacking_text(question.eta, 'candidate units')}"
 
     def _named(self, metric: str, *, slack: float) -> str:
@@ -416,14 +272,14 @@ class CanaryJudge:
 
     def _numbers(
         self,
-        harms: list[_Question],
-        required: list[_Question],
+        harms: list[Question],
+        required: list[Question],
         log_lost: float,
         stuck_candidate: int,
         stuck_champion: int,
     ) -> dict[str, float]:
         """For plots over time; every value is finite."""
-        units = self._strata.units(ERRORS)
+        units = self._evidence.strata.units(ERRORS)
         numbers: dict[str, float] = {
             "units/candidate": units[0],
             "units/champion": units[1],
@@ -433,32 +289,37 @@ class CanaryJudge:
             "late/champion": self._late[1],
             "stuck/candidate": stuck_candidate,
             "stuck/champion": stuck_champion,
-            "evidence_log10/rollback": _log_mean(harms) / math.log(10),
+            "evidence_log10/rollback": log_mean(harms) / math.log(10),
             "evidence_log10/promote": min(question.log_e for question in required) / math.log(10),
             "evidence_log10/sample_ratio": log_lost / math.log(10),
         }
+        errors = self._evidence.strata.contrast(ERRORS)
+        if errors.low is not None and errors.high is not None:
+            numbers |= {"difference/errors/low": errors.low, "difference/errors/high": errors.high}
         for kind, questions in (("rollback", harms), ("promote", required)):
             for question in questions:
                 numbers[f"evidence_log10/{kind}/{question.metric}"] = question.log_e / math.log(10)
-                contrast = self._strata.contrast(question.metric)
+                contrast = self._evidence.strata.contrast(question.metric)
                 for arm, rate in (("candidate", contrast.candidate), ("champion", contrast.champion)):
                     if rate is not None:
                         numbers[f"rate/{question.metric}/{arm}"] = rate
         return {name: float(value) for name, value in numbers.items()}
 
     def _progress(
-        self, verdict: Verdict, harms: list[_Question], required: list[_Question], pi: float
+        self, verdict: Verdict, harms: list[Question], required: list[Question], pi: float
     ) -> tuple[str, ...]:
-        units = self._strata.units(ERRORS)
+        units = self._evidence.strata.units(ERRORS)
         place = f"step {self._step + 1} of {len(self._policy.steps)} ({100 * pi:g}%)"
         lines = [
             f"{place}: {units[0]} candidate and {units[1]} champion units, {self._step_units} at this step",
-            f"errors: {self._strata.contrast(ERRORS).text}",
-            f"harm: E = {e_text(_log_mean(harms))}, rolls back at {1 / self._policy.false_rollback:g}",
+            f"errors: {self._evidence.strata.contrast(ERRORS).text}",
+            f"harm: E = {e_text(log_mean(harms))}, rolls back at {1 / self._policy.false_rollback:g}",
         ]
         for question in required:
             done = question.log_e >= self._log_promote
-            text = f"{question.metric} E = {e_text(question.log_e)}" if done else self._lacks(question)
+            text = (
+                f"{_spoken(question.metric)} E = {e_text(question.log_e)}" if done else self._lacks(question)
+            )
             lines.append(f"no worse: {text}")
         return (*lines, f"{verdict.outcome}: {verdict.reason}")
 
@@ -480,13 +341,9 @@ def replay(
     ]
 
 
-def _pair(group: UnitGroup, metrics: Sequence[str]) -> tuple[FloatArray, FloatArray]:
-    """Counts of both arms, each of shape (metrics, levels); absent metrics are zero."""
-    nothing = (0,) * LEVELS.size
-    shape = (len(metrics), LEVELS.size)
-    candidate = np.array([group.candidate.get(name, nothing) for name in metrics], np.float64).reshape(shape)
-    champion = np.array([group.champion.get(name, nothing) for name in metrics], np.float64).reshape(shape)
-    return candidate, champion
+def _spoken(metric: str) -> str:
+    """'margin/p95' as 'latency p95', 'budget/p95' as 'budget p95'."""
+    return metric.replace("margin/", "latency ").replace("budget/", "budget ")
 
 
 def _is_stuck(candidate: int, champion: int, pi: float) -> str | None:
@@ -495,10 +352,6 @@ def _is_stuck(candidate: int, champion: int, pi: float) -> str | None:
     if candidate > 2 * expected:
         return f"{candidate} requests hang on the candidate ({champion} on the champion)"
     return None
-
-
-def _log_mean(questions: list[_Question]) -> float:
-    return float(combine([q.log_e for q in questions], [q.weight for q in questions]))
 
 
 def _finding(

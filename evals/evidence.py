@@ -1,0 +1,222 @@
+"""All e-processes of one canary, and the units that they have seen.
+
+What may roll back (`Evidence.harms`) and what promotion needs (`Evidence.required`), as e-values
+with their weights and what they are expected to need still. `evals.canary` decides on them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from configs.policy import Canary
+from evals.contrast import Strata
+from evals.looks import (
+    ERRORS,
+    QUALITY,
+    QUANTILES,
+    LatencyThresholds,
+    UnitGroup,
+    budget,
+    budget_limits,
+    margin,
+    tolerance,
+)
+from evals.sequential import (
+    LEVELS,
+    FloatArray,
+    OneSample,
+    TwoSample,
+    below,
+    combine,
+    odds_times,
+    times,
+    units_to_go,
+)
+
+FAMILY_WEIGHTS = {ERRORS: 0.4, "latency": 0.4, QUALITY: 0.2}
+"""Of the families that can be asked; a family without data sources gives its weight to the others."""
+_BUDGET_WEIGHT = 0.25
+_RESERVE = 0.2
+RESTAKE_AT_STEP = 0.5
+RESTAKE_PER_UNIT = 2e-5
+_WORSE_ODDS = (1.5, 2.0, 4.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One e-process that speaks, with what it speaks about."""
+
+    metric: str
+    log_e: float
+    weight: float = 1.0
+    eta: float | None = None
+
+
+def errors_worse(policy: Canary, *, prior_mean: float = 0.01) -> TwoSample:
+    """Null: the candidate's errors exceed the champion's by the tolerance at most."""
+    return TwoSample(
+        times(1.5, 2, 3, 5, 10, 30),
+        [0.3, 0.25, 0.15, 0.1, 0.1, 0.1],
+        worse=True,
+        excess=policy.errors.tolerance,
+        prior_mean=prior_mean,
+        reserve=_RESERVE,
+    )
+
+
+def errors_fine(policy: Canary, *, prior_mean: float = 0.01) -> TwoSample:
+    """Null: the candidate's errors exceed the champion's by the margin at least."""
+    allowed = policy.errors.margin
+    return TwoSample(
+        below(allowed, 0.7 * allowed), [1, 1], worse=False, excess=allowed, prior_mean=prior_mean
+    )
+
+
+def latency_worse(quantiles: Sequence[str]) -> TwoSample:
+    """Null: the candidate (divided by 1 + tolerance) exceeds no quantile more often; one process each."""
+    return TwoSample(
+        odds_times(*_WORSE_ODDS),
+        [1] * 4,
+        worse=True,
+        prior_mean=_tails(quantiles),
+        shape=(len(quantiles),),
+        reserve=_RESERVE,
+    )
+
+
+def latency_fine(quantiles: Sequence[str]) -> TwoSample:
+    """Null: the candidate (divided by 1 + margin) exceeds a quantile at least as often; one process each."""
+    return TwoSample(
+        times(0.75, 0.4), [1, 1], worse=False, prior_mean=_tails(quantiles), shape=(len(quantiles),)
+    )
+
+
+def _tails(quantiles: Sequence[str]) -> FloatArray:
+    return 1 - np.array([QUANTILES[name] for name in quantiles], dtype=np.float64)
+
+
+class Evidence:
+    """The e-processes of one release. State depends on the policy's size, not on the traffic."""
+
+    def __init__(self, policy: Canary, thresholds: LatencyThresholds, *, quality: bool = False) -> None:
+        self._policy = policy
+        self._quantiles = tuple(thresholds.ms)
+        self._budgets = tuple(budget_limits(policy))
+        self._log_promote = math.log(1 / policy.false_promote)
+        self.strata = Strata()
+        self._worse: dict[str, TwoSample] = {ERRORS: errors_worse(policy)}
+        if self._quantiles:
+            self._worse["latency"] = latency_worse(self._quantiles)
+        if quality:
+            self._worse[QUALITY] = TwoSample(
+                odds_times(1.2, *_WORSE_ODDS), [1] * 5, worse=True, prior_mean=0.1, reserve=_RESERVE
+            )
+        self._fine_errors = errors_fine(policy)
+        self._fine_latency = latency_fine(self._quantiles)
+        limits = _tails(self._budgets)
+        self._over_budget = OneSample(limits, odds_times(*_WORSE_ODDS), [1] * 4, worse=True)
+        self._in_budget = OneSample(limits, times(0.75, 0.4, 0.1), [1] * 3, worse=False)
+        self._champion_in_budget = OneSample(limits, times(0.75, 0.4, 0.1), [1] * 3, worse=False)
+
+    def enter_step(self) -> None:
+        """A new share: put some of the reserves on fresh bets, for harm that only shows now."""
+        for process in self._worse.values():
+            process.wealth.stake(RESTAKE_AT_STEP)
+
+    def play(self, group: UnitGroup) -> int:
+        """Bet on one group of closed units, with its own pi; returns how many were the candidate's."""
+        if not group.candidate and not group.champion:
+            return 0
+        pairs = {
+            ERRORS: _pair(group, [ERRORS]),
+            "latency": _pair(group, [tolerance(name) for name in self._quantiles]),
+            QUALITY: _pair(group, [QUALITY]),
+        }
+        for family, process in self._worse.items():
+            candidate, champion = pairs[family]
+            single = family != "latency"
+            process.update(
+                candidate[0] if single else candidate, champion[0] if single else champion, group.pi
+            )
+        self._fine_errors.update(pairs[ERRORS][0][0], pairs[ERRORS][1][0], group.pi)
+        self._fine_latency.update(*_pair(group, [margin(name) for name in self._quantiles]), group.pi)
+        candidate, champion = _pair(group, [budget(name) for name in self._budgets])
+        self._over_budget.update(candidate)
+        self._in_budget.update(candidate)
+        self._champion_in_budget.update(champion)
+        self.strata.add(group)
+        units = int(pairs[ERRORS][0].sum())
+        for process in self._worse.values():
+            process.wealth.stake(-math.expm1(-RESTAKE_PER_UNIT * units))
+        return units
+
+    def harms(self) -> list[Question]:
+        """Every e-process that may roll back, with its weight in the weighted mean."""
+        families = [*self._worse] + (["latency"] if self._budgets and not self._quantiles else [])
+        total = sum(FAMILY_WEIGHTS[family] for family in families)
+        harms: list[Question] = []
+        for family in families:
+            weight = FAMILY_WEIGHTS[family] / total
+            if family != "latency":
+                harms.append(Question(family, float(self._worse[family].log_e), weight))
+                continue
+            of_budget = (_BUDGET_WEIGHT if self._quantiles else 1.0) if self._budgets else 0.0
+            for index, name in enumerate(self._quantiles):
+                share = weight * (1 - of_budget) / len(self._quantiles)
+                harms.append(Question(tolerance(name), float(self._worse[family].log_e[index]), share))
+            helps = np.minimum(self._over_budget.log_e, self._champion_in_budget.log_e)
+            for index, name in enumerate(self._budgets):
+                harms.append(
+                    Question(budget(name), float(helps[index]), weight * of_budget / len(self._budgets))
+                )
+        return harms
+
+    def required(self, pi: float) -> list[Question]:
+        """Every e-process that promotion needs, with the candidate units it is expected to need still."""
+        needed = self._log_promote
+        champion, candidate = self._rates([ERRORS], expected=1.0)
+        growth = self._fine_errors.expected_growth(candidate[0], champion[0], pi)
+        eta = units_to_go(self._fine_errors.wealth.log_bets, growth, needed)
+        required = [Question(ERRORS, float(self._fine_errors.log_e), eta=eta)]
+        if self._quantiles:
+            champion, candidate = self._rates([margin(name) for name in self._quantiles], expected=0.6)
+            growth = self._fine_latency.expected_growth(candidate, champion, pi)
+            for index, name in enumerate(self._quantiles):
+                if name in self._policy.latency.quantiles:
+                    eta = units_to_go(self._fine_latency.wealth.log_bets[index], growth[index], needed)
+                    required.append(Question(margin(name), float(self._fine_latency.log_e[index]), eta=eta))
+        if self._budgets:
+            _, candidate = self._rates([budget(name) for name in self._budgets], expected=1.0)
+            growth = self._in_budget.expected_growth(candidate)
+            for index, name in enumerate(self._budgets):
+                eta = units_to_go(self._in_budget.wealth.log_bets[index], growth[index], needed)
+                required.append(Question(budget(name), float(self._in_budget.log_e[index]), eta=eta))
+        return required
+
+    def _rates(self, metrics: Sequence[str], *, expected: float) -> tuple[FloatArray, FloatArray]:
+        """Rates to plan with: champion's, and candidate's drawn towards `expected` times it by 20 units."""
+        champion, candidate = np.zeros(len(metrics)), np.zeros(len(metrics))
+        for index, metric in enumerate(metrics):
+            contrast = self.strata.contrast(metric)
+            champion[index] = 0.0 if contrast.champion is None else contrast.champion
+            bad = contrast.units * (contrast.candidate or 0.0)
+            candidate[index] = (bad + 20 * expected * champion[index]) / (contrast.units + 20)
+        return champion, candidate
+
+
+def _pair(group: UnitGroup, metrics: Sequence[str]) -> tuple[FloatArray, FloatArray]:
+    """Counts of both arms, each of shape (metrics, levels); absent metrics are zero."""
+    nothing = (0,) * LEVELS.size
+    shape = (len(metrics), LEVELS.size)
+    candidate = np.array([group.candidate.get(name, nothing) for name in metrics], np.float64).reshape(shape)
+    champion = np.array([group.champion.get(name, nothing) for name in metrics], np.float64).reshape(shape)
+    return candidate, champion
+
+
+def log_mean(questions: list[Question]) -> float:
+    """Log of the weighted mean of these e-values."""
+    return float(combine([q.log_e for q in questions], [q.weight for q in questions]))
