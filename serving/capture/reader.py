@@ -1,0 +1,319 @@
+"""Reading the durable capture: compacted Parquet and the live JSONL tail as one table.
+
+The folder of one endpoint holds
+
+    live/*.jsonl                              segments, written now
+    parquet/hour=2026-11-22T08/part-*.parquet what `compact` made of closed segments
+    compaction.json                           only while a compaction is under way (or was killed)
+
+A compaction counts once whenever it is killed: until `compaction.json` says done, its outputs do
+not count; from then on, its sources do not. The next compaction tidies up. Readers hold a shared
+lock, so that no file vanishes under them; writers of segments need none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.capture.recorder import CAPTURE_SECONDS_MAX
+from serving.capture.segments import TRAILER, SegmentName, list_segments, purge_segments
+
+if TYPE_CHECKING:
+    import duckdb
+    import pandas as pd
+
+CAPTURE_COLUMNS = {
+    "time": "DOUBLE",
+    "request_id": "VARCHAR",
+    "endpoint": "VARCHAR",
+    "version": "VARCHAR",
+    "slot": "VARCHAR",
+    "replica": "VARCHAR",
+    "tenant": "VARCHAR",
+    "user": "VARCHAR",
+    "path": "VARCHAR",
+    "content_type": "VARCHAR",
+    "status": "SMALLINT",
+    "latency_ms": "DOUBLE",
+    "replay": "BOOLEAN",
+    "inputs": "VARCHAR",
+    "outputs": "VARCHAR",
+}
+"""Types in DuckDB's words. `inputs` and `outputs` are the bodies as text (JSON or CSV), or null."""
+
+COMPACT_BYTES_MAX = 256 << 20
+"""Most source bytes of one round, so that a compaction's memory is bounded."""
+
+_ABANDONED_AFTER_S = 3 * CAPTURE_SECONDS_MAX
+"""A segment without a trailer that nobody wrote to for this long belonged to a writer that died."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What one call of `compact` did."""
+
+    segments: int
+    rows: int
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The contents of `compaction.json`: file names relative to the endpoint's folder."""
+
+    is_done: bool
+    sources: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+
+def read_captures(
+    folder: Path,
+    *,
+    since: float | None = None,
+    until: float | None = None,
+    versions: Sequence[str] | None = None,
+    limit: int = 100_000,
+    seed: int = 0,
+    with_replays: bool = False,
+) -> pd.DataFrame:
+    """Captured requests with `since <= time < until` (seconds since the epoch), by time.
+
+    Where more than `limit` fit, a uniform random sample of that size is drawn while scanning, so
+    memory is bounded whatever the window. The shadow's copies are left out unless asked for.
+    """
+    import duckdb
+
+    columns = ", ".join(f'"{name}"' for name in CAPTURE_COLUMNS)
+    conditions, values = _conditions(since, until, versions, with_replays=with_replays)
+    with _locked(folder, fcntl.LOCK_SH), contextlib.closing(duckdb.connect()) as database:
+        source = _table(folder, since=since, until=until)
+        sample = f"USING SAMPLE reservoir({int(limit)} ROWS) REPEATABLE ({int(seed)})"
+        query = (
+            f"SELECT {columns} FROM (SELECT * FROM ({source}) WHERE {conditions}) {sample} "  # noqa: S608
+            "ORDER BY time, request_id"
+        )
+        return database.execute(query, values).df()
+
+
+def compact(folder: Path, *, now: float | None = None) -> Compaction:
+    """Turn closed segments into zstd Parquet by hour, exactly once, and delete them.
+
+    Repeat it until it reports no segments. Finishes or takes back what a killed one left. Only
+    one runs at a time in a folder; a second waits.
+    """
+    import duckdb
+
+    now = time.time() if now is None else now
+    if not folder.is_dir():
+        return Compaction(0, 0, ())
+    with _locked(folder, fcntl.LOCK_EX, name=".compact.lock"):
+        _recover(folder)
+        sources = _closed_segments(folder, now)
+        if not sources:
+            return Compaction(0, 0, ())
+        with contextlib.closing(duckdb.connect()) as database:
+            database.execute("SET preserve_insertion_order = false")
+            rows = _load(database, folder, sources)
+            outputs = _outputs(database, sources)
+            _write_state(folder, _State(False, sources, list(outputs.values())))
+            for hour, output in outputs.items():
+                _write_hour(database, hour, folder / output)
+        with _locked(folder, fcntl.LOCK_EX):
+            _write_state(folder, _State(True, sources, list(outputs.values())))
+            _recover(folder)
+    return Compaction(len(sources), rows, tuple(folder / output for output in outputs.values()))
+
+
+def purge_captures(folder: Path, *, before: float) -> int:
+    """Delete what is older than `before` (seconds since the epoch), in whole files. Returns how many.
+
+    An hour's file goes once the whole hour is older, a live segment once it was opened before an
+    hour earlier. For the retention flow, which keeps the audit record.
+    """
+    purged = 0
+    if not folder.is_dir():
+        return purged
+    with _locked(folder, fcntl.LOCK_EX, name=".compact.lock"), _locked(folder, fcntl.LOCK_EX):
+        _recover(folder)
+        for path in sorted(folder.glob("parquet/hour=*/*.parquet")):
+            if _hour_start(path.parent.name.removeprefix("hour=")) + 3600 <= before:
+                path.unlink()
+                purged += 1
+                with contextlib.suppress(OSError):
+                    path.parent.rmdir()
+        purged += purge_segments(folder / "live", opened_before=before - 3600)
+    return purged
+
+
+def _table(folder: Path, *, since: float | None, until: float | None) -> str:
+    """A query over every file that counts and may hold the window; file names are ours, quoted."""
+    state = _read_state(folder)
+    hidden: set[str] = set()
+    if state is not None:
+        hidden = set(state.sources if state.is_done else state.outputs)
+    parquet = [
+        path
+        for path in sorted(folder.glob("parquet/hour=*/*.parquet"))
+        if str(path.relative_to(folder)) not in hidden and _may_hold(path.parent.name, since, until)
+    ]
+    live = [
+        folder / "live" / name.filename
+        for name in list_segments(folder / "live")
+        if f"live/{name.filename}" not in hidden and (until is None or name.opened_ms < (until + 60) * 1000)
+    ]
+    columns = ", ".join(f'"{name}"' for name in CAPTURE_COLUMNS)
+    parts: list[str] = []
+    if parquet:
+        parts.append(f"SELECT {columns} FROM read_parquet({_quoted_list(parquet)})")  # noqa: S608
+    if live:
+        parts.append(_live_query(live))
+    if not parts:
+        nothing = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in CAPTURE_COLUMNS.items())
+        return f"SELECT {nothing} WHERE false"
+    return " UNION ALL ".join(parts)
+
+
+def _live_query(paths: Sequence[Path]) -> str:
+    """Segments as a table: the trailer and a torn last line have no time, and are left out."""
+    columns = ", ".join(f'"{name}"' for name in CAPTURE_COLUMNS)
+    types = ", ".join(f"'{name}': '{kind}'" for name, kind in CAPTURE_COLUMNS.items())
+    return (
+        f"SELECT {columns} FROM read_json({_quoted_list(paths)}, format='newline_delimited', "  # noqa: S608
+        f"columns={{{types}}}, ignore_errors=true, maximum_object_size=67108864) WHERE time IS NOT NULL"
+    )
+
+
+def _conditions(
+    since: float | None, until: float | None, versions: Sequence[str] | None, *, with_replays: bool
+) -> tuple[str, list[Any]]:
+    conditions, values = ["true"], list[Any]()
+    if since is not None:
+        conditions.append("time >= ?")
+        values.append(since)
+    if until is not None:
+        conditions.append("time < ?")
+        values.append(until)
+    if versions is not None:
+        conditions.append("list_contains(?::VARCHAR[], version)")
+        values.append(list(versions))
+    if not with_replays:
+        conditions.append("NOT replay")
+    return " AND ".join(conditions), values
+
+
+def _closed_segments(folder: Path, now: float) -> list[str]:
+    """Segments that nobody will write to again, oldest first, up to `COMPACT_BYTES_MAX`."""
+    names = sorted(list_segments(folder / "live"), key=lambda name: (name.opened_ms, name))
+    last = {name.writer: name.sequence for name in sorted(names)}
+    sources: list[str] = []
+    total = 0
+    for name in names:
+        path = folder / "live" / name.filename
+        if name.sequence < last[name.writer] or _is_closed(path, name, now):
+            total += path.stat().st_size
+            if sources and total > COMPACT_BYTES_MAX:
+                break
+            sources.append(f"live/{name.filename}")
+    return sources
+
+
+def _is_closed(path: Path, name: SegmentName, now: float) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(TRAILER)))
+        if file.read() == TRAILER:
+            return True
+    return now - max(path.stat().st_mtime, name.opened_ms / 1000) > _ABANDONED_AFTER_S
+
+
+def _load(database: duckdb.DuckDBPyConnection, folder: Path, sources: list[str]) -> int:
+    query = _live_query([folder / source for source in sources])
+    hour = "strftime(make_timestamp(CAST(time * 1e6 AS BIGINT)), '%Y-%m-%dT%H')"
+    database.execute(f"CREATE TABLE batch AS SELECT *, {hour} AS hour FROM ({query})")  # noqa: S608
+    row = database.execute("SELECT count(*) FROM batch").fetchone()
+    return int(row[0]) if row is not None else 0
+
+
+def _outputs(database: duckdb.DuckDBPyConnection, sources: list[str]) -> dict[str, str]:
+    """Hour to output. The name follows from the sources: a repeated attempt writes the same file."""
+    digest = hashlib.sha256("\n".join(sources).encode()).hexdigest()[:20]
+    hours = [str(row[0]) for row in database.execute("SELECT DISTINCT hour FROM batch ORDER BY 1").fetchall()]
+    return {hour: f"parquet/hour={hour}/part-{digest}.parquet" for hour in hours}
+
+
+def _write_hour(database: duckdb.DuckDBPyConnection, hour: str, path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target = str(path).replace("'", "''")
+    database.execute(
+        "COPY (SELECT * EXCLUDE (hour) FROM batch WHERE hour = ? ORDER BY time, request_id) "
+        f"TO '{target}' (FORMAT parquet, COMPRESSION zstd)",  # noqa: S608
+        [hour],
+    )
+    path.chmod(0o600)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _recover(folder: Path) -> None:
+    """Finish a compaction that was committed, take back one that was not."""
+    state = _read_state(folder)
+    if state is None:
+        return
+    for name in state.sources if state.is_done else state.outputs:
+        (folder / name).unlink(missing_ok=True)
+    _state_path(folder).unlink(missing_ok=True)
+
+
+def _state_path(folder: Path) -> Path:
+    return folder / "compaction.json"
+
+
+def _read_state(folder: Path) -> _State | None:
+    try:
+        document = json.loads(_state_path(folder).read_text())
+    except FileNotFoundError:
+        return None
+    return _State(bool(document["done"]), list(document["sources"]), list(document["outputs"]))
+
+
+def _write_state(folder: Path, state: _State) -> None:
+    """Atomic and durable: replacing the file with one that says done is the moment of commitment."""
+    draft = folder / "compaction.json.new"
+    with draft.open("w") as file:
+        json.dump({"done": state.is_done, "sources": state.sources, "outputs": state.outputs}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(_state_path(folder))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, kind: int, *, name: str = ".lock") -> Generator[None]:
+    if not folder.is_dir():
+        yield
+        return
+    with (folder / name).open("a") as file:
+        fcntl.flock(file, kind)
+        yield
+
+
+def _may_hold(partition: str, since: float | None, until: float | None) -> bool:
+    start = _hour_start(partition.removeprefix("hour="))
+    return (since is None or start + 3600 > since) and (until is None or start < until)
+
+
+def _hour_start(hour: str) -> float:
+    return datetime.strptime(hour, "%Y-%m-%dT%H").replace(tzinfo=UTC).timestamp()
+
+
+def _quoted_list(paths: Sequence[Path]) -> str:
+    return "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"
