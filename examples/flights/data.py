@@ -74,9 +74,9 @@ def prepare(folder: Path) -> FlightFiles:
     stamp = folder / "prepared.json"
     wanted = {"layout": _LAYOUT, "train": TRAIN, "held_out": HELD_OUT, "live_from": LIVE_FROM}
     paths = (files.train, files.held_out, files.live)
-    if stamp.exists() and json.loads(stamp.read_text()) == json.loads(json.dumps(wanted)):
-        if all(path.exists() for path in paths):
-            return files
+    written = stamp.exists() and json.loads(stamp.read_text()) == json.loads(json.dumps(wanted))
+    if written and all(path.exists() for path in paths):
+        return files
     folder.mkdir(parents=True, exist_ok=True)
     for path, frame in zip(paths, split(features(load_tables())), strict=True):
         frame.to_parquet(path, index=False)
@@ -188,7 +188,7 @@ def _with_congestion(flights: pd.DataFrame) -> pd.DataFrame:
 
     recent = np.full(len(flights), np.nan)
     overdue = np.zeros(len(flights), dtype=np.int64)
-    for _, rows in flights.groupby(["origin", "year", "month", "day"], sort=False).indices.items():
+    for rows in flights.groupby(["origin", "year", "month", "day"], sort=False).indices.values():
         recent[rows], overdue[rows] = _one_day(flights, rows)
     return flights.assign(recent_delay=recent, overdue=overdue)
 

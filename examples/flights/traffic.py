@@ -242,7 +242,7 @@ class Traffic:
                     record["id"] = response.headers.get("x-request-id", "")
                     if response.status != 200:
                         record["error"] = _kind(answer)
-            except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            except (TimeoutError, aiohttp.ClientError, OSError) as error:
                 record["error"] = type(error).__name__
         record["ms"] = round((self._clock() - due) * 1000, 3)
         self.counters.add(record)

@@ -137,7 +137,9 @@ def failures_in_bursts(model: Any, rows: list[pd.DataFrame], burst: int) -> floa
         try:
             model.predict(row)
         except Exception as error:
-            assert "OutOfWorkspace" in type(error).__name__
+            kind = type(error).__name__
+            if kind != "OutOfWorkspace":
+                raise
             return True
         return False
 
