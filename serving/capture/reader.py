@@ -255,8 +255,8 @@ def _write_hour(database: duckdb.DuckDBPyConnection, hour: str, path: Path) -> N
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     target = str(path).replace("'", "''")
     database.execute(
-        "COPY (SELECT * EXCLUDE (hour) FROM batch WHERE hour = ? ORDER BY time, request_id) "
-        f"TO '{target}' (FORMAT parquet, COMPRESSION zstd)",  # noqa: S608
+        "COPY (SELECT * EXCLUDE (hour) FROM batch WHERE hour = ? ORDER BY time, request_id) "  # noqa: S608
+        f"TO '{target}' (FORMAT parquet, COMPRESSION zstd)",
         [hour],
     )
     path.chmod(0o600)

@@ -19,6 +19,7 @@ from binascii import b2a_base64
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quote
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,10 @@ class Recorder:
         self._pid = 0
         self._spool: SegmentWriter | None = None
         self._capture: SegmentWriter | None = None
+        self._origin = (
+            f',"endpoint":{quote(config.endpoint)},"slot":{quote(config.slot)}'
+            f',"replica":{quote(config.replica)}'
+        )
 
     def offer(self, record: Recorded) -> None:
         """Queue one exchange; drops and counts it where the queue is full. Never waits."""
@@ -236,8 +241,8 @@ class Recorder:
         truncated = ',"truncated":true' if record.truncated else ""
         head = (
             f'{{"time":{record.time:.6f},"request_id":{_quoted(record.request_id)}'
-            f',"version":{_quoted(record.version)},"path":{quote(record.path)}'
-            f',"content_type":{_quoted(record.content_type)},"status":{record.status}'
+            f',"version":{_quoted_often(record.version)},"path":{_path(record.path)}'
+            f',"content_type":{_quoted_often(record.content_type)},"status":{record.status}'
             f',"service_ms":{record.service_ms:.3f}{truncated},"request":"'
         )
         request = b2a_base64(record.request, newline=False)
@@ -255,10 +260,9 @@ class Recorder:
             self.counts.bodies_withheld += 1
         return (
             f'{{"time":{record.time:.6f},"request_id":{_quoted(record.request_id)}'
-            f',"endpoint":{quote(config.endpoint)},"version":{_quoted(record.version)}'
-            f',"slot":{quote(config.slot)},"replica":{quote(config.replica)}'
-            f',"tenant":{_quoted(record.tenant)},"user":{_quoted(record.user)}'
-            f',"path":{quote(record.path)},"content_type":{_quoted(record.content_type)}'
+            f'{self._origin},"version":{_quoted_often(record.version)}'
+            f',"tenant":{_quoted_often(record.tenant)},"user":{_quoted(record.user)}'
+            f',"path":{_path(record.path)},"content_type":{_quoted_often(record.content_type)}'
             f',"status":{record.status},"latency_ms":{record.service_ms:.3f}'
             f',"replay":{"true" if record.replay else "false"}'
             f',"inputs":{"null" if inputs is None else quote(inputs)}'
@@ -273,3 +277,7 @@ def _is_for_the_shadow(record: Recorded) -> bool:
 
 def _quoted(header: bytes) -> str:
     return quote(header.decode("latin-1"))
+
+
+_quoted_often = lru_cache(maxsize=1024)(_quoted)
+_path = lru_cache(maxsize=64)(quote)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 _HEX_CHARS = 32
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # dumps() would make an encoder each time
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Redaction:
             document = json.loads(body)
             if not isinstance(document, dict) or _has_unnamed_rows(cast("dict[str, Any]", document)):
                 return None
-            return json.dumps(self._value(document), separators=(",", ":"))
+            return _encode(self._value(document))
         except (ValueError, TypeError, KeyError, RecursionError, csv.Error):
             return None
 
@@ -64,7 +65,7 @@ class Redaction:
         if status != 200:
             return None
         try:
-            return json.dumps(self._value(json.loads(body)), separators=(",", ":"))
+            return _encode(self._value(json.loads(body)))
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
 
