@@ -1,7 +1,8 @@
 """The access log's lines: what HAProxy writes, and the pattern that reads it.
 
 Every value is text, because HAProxy writes "-" for what it does not know (a garbage request has
-nothing else): so every line is valid JSON. No raw user, no credential, no path, no query string.
+nothing else): so every request's line is valid JSON. No raw user, no credential, no path, no query
+string. HAProxy adds one line of its own at a reload ("Proxy gateway stopped ..."), which is no JSON.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ ERRORS = {
     503: "unavailable",
     504: "timeout",
 }
-"""HAProxy's own answers, as JSON."""
+"""HAProxy's own answers, as JSON. Only bytes that are no HTTP at all get its built-in text."""
 
 _BUFFER_BYTES = 32_768
 _CONNECTIONS_MAX = 16_384
