@@ -1,0 +1,71 @@
+# Everything runs from .venv in this checkout, made from the hash-pinned requirements.lock.
+# Needed on the machine: Python 3.11 or 3.12, make, a C library. Nothing else is installed anywhere.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+UV_VERSION := 0.13.9
+PYTHON ?= $(shell for name in python3.11 python3.12 python3; do \
+	if $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; \
+	then command -v $$name; break; fi; done)
+LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --extra aws --extra gcp \
+	--group demo --group dev --no-emit-index-url --no-annotate --no-header --quiet
+PYTEST := $(BIN)/python -m pytest
+export DO_NOT_TRACK := 1
+
+.PHONY: help install lock check test e2e demo bench bench-gateway bench-replica bench-decisions clean
+
+help: ## Print the targets
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+install: $(STAMP) ## Install the locked packages into .venv
+
+$(STAMP): requirements.lock pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "Needs Python 3.11 or 3.12 (python3.11, python3.12 or python3)."; exit 1; fi
+	@began=$$(date +%s); \
+	[ -x $(BIN)/python ] || "$(PYTHON)" -m venv $(VENV); \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"; \
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock; \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .; \
+	touch $(STAMP); \
+	echo "Installed into $(VENV) in $$(( $$(date +%s) - began )) s."
+
+lock: $(STAMP) ## Resolve pyproject.toml into requirements.lock again
+	$(BIN)/uv pip compile pyproject.toml $(LOCK_OPTIONS) --output-file requirements.lock
+
+check: $(STAMP) ## What a commit must pass, in seconds: lint, format, types, import rules, fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(PYTEST) -q -n 2 -m "not slow and not e2e"
+
+test: $(STAMP) ## What CI runs: everything but the full matrix
+	$(BIN)/lint-imports
+	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not e2e"
+	$(PYTEST) -m "slow and not e2e"
+
+e2e: $(STAMP) ## The full matrix against the real servers
+	$(PYTEST) -m e2e
+
+demo: $(STAMP) ## The main job on real flights; KEEP=1 leaves the stack running
+	$(BIN)/python -m examples.flights.demo $(if $(KEEP),--keep)
+
+bench: bench-gateway bench-replica bench-decisions ## All benchmarks
+
+bench-gateway: $(STAMP) ## The gateway beside others, and rollback times
+	$(BIN)/python -m benchmarks.gateway
+
+bench-replica: $(STAMP) ## A replica beside MLflow's scoring server
+	$(BIN)/python -m benchmarks.replica
+
+bench-decisions: $(STAMP) ## The evidence engine beside others
+	$(BIN)/python -m benchmarks.decisions
+
+clean: ## Remove what was installed and generated; the state folder stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info demo.json
