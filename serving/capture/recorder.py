@@ -255,7 +255,8 @@ class Recorder:
         if not record.truncated:
             content_type = record.content_type.decode("latin-1")
             inputs = config.redaction.request(record.request, content_type)
-            outputs = config.redaction.response(record.response, record.status)
+            if inputs is not None or not config.redaction:  # an answer may repeat what it was asked
+                outputs = config.redaction.response(record.response, record.status)
         if inputs is None:
             self.counts.bodies_withheld += 1
         return (

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving.capture.segments import SegmentName, list_segments
+from serving.capture.segments import TRAILER, SegmentName, list_segments
 from serving.endpoint import Exchange
 from serving.errors import ServingError
 
@@ -214,14 +214,28 @@ def _settle_deleted(at: _Cursor, segments: list[SegmentName]) -> None:
 
 
 def _mark_ends(folder: Path, at: _Cursor, segments: list[SegmentName]) -> None:
-    """Note where nothing is left to read, so that a later deletion there counts as no loss."""
+    """Step over trailers, and note where nothing is left: a later deletion there counts as no loss."""
     names = {(name.writer, name.sequence): name for name in segments}
     for writer, position in at.writers.items():
         name = names.get((writer, position.sequence))
         if name is None:  # after a trailer: the next segment does not exist yet
             position.at_end = True
+            continue
+        rest = _rest(folder / name.filename, position.offset, len(TRAILER) + 1)
+        if rest == TRAILER:
+            has_next = (writer, position.sequence + 1) in names
+            at.writers[writer] = _Position(position.sequence + 1, 0, at_end=not has_next)
         else:
-            position.at_end = position.offset >= _size(folder / name.filename)
+            position.at_end = not rest
+
+
+def _rest(path: Path, offset: int, most: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(most)
+    except FileNotFoundError:
+        return b""
 
 
 def _size(path: Path) -> int:
