@@ -58,6 +58,7 @@ class Plan:
     seed: int = 2013
     seconds: float | None = None
     start_row: int = 0
+    with_parent: bool = False
 
 
 @dataclass(slots=True)
@@ -249,9 +250,12 @@ class Traffic:
         self._lines.append(json.dumps(record))
 
     async def _write_now_and_then(self) -> None:
+        parent = os.getppid()
         while True:
             await asyncio.sleep(_FLUSH_S)
             self._write(stopped=False)
+            if self._plan.with_parent and os.getppid() != parent:
+                self.stop()
 
     def _write(self, *, stopped: bool) -> None:
         lines, self._lines = self._lines, []
@@ -293,6 +297,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2013)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--start-row", type=int, default=0)
+    parser.add_argument("--with-parent", action="store_true", help="stop when the starting process ends")
     given = parser.parse_args()
     key = given.key_file.read_text().strip() if given.key_file else ""
     plan = Plan(
@@ -305,6 +310,7 @@ def main() -> None:
         seed=given.seed,
         seconds=given.seconds,
         start_row=given.start_row,
+        with_parent=given.with_parent,
     )
     try:
         import uvloop
