@@ -7,7 +7,7 @@ from prefect import flow
 from tasks.sweeping import endpoints_to_sweep, start_missed_release, sweep_endpoint
 
 
-@flow(name="reconcile")
+@flow(name="reconcile", flow_run_name="sweep")
 def reconcile() -> str:
     """One sweep over every endpoint that has a policy; each one on its own."""
     said: list[str] = []

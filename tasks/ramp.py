@@ -88,7 +88,7 @@ def _look(release: Release, ramp: _Ramp) -> Look:
     bench, now = release.bench, release.bench.clock()
     seen = bench.endpoint.observations(ramp.cursor, settle_s=bench.policy.canary.settle_s)
     frame = _ours(seen.frame, ramp)
-    statistics = ramp.tracker.look(frame, now=now)
+    statistics = ramp.tracker.observe(frame, now=now)
     stored = StoredLook(
         statistics,
         step=ramp.step,
@@ -160,7 +160,7 @@ def _restore(release: Release, row: EndpointRow) -> _Ramp:
     for look in rest:
         rows = frame.iloc[start : start + int(look.stats["rows"])]
         start += len(rows)
-        ramp.tracker.look(_ours(rows, ramp), now=look.time)
+        ramp.tracker.observe(_ours(rows, ramp), now=look.time)
         seen = judge_look(ramp.judge, StoredLook.from_dict(look.stats))
         if seen.verdict.failed:
             ramp.rejected = seen.verdict

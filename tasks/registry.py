@@ -79,8 +79,15 @@ class Registry:
 
     def aliased(self, model: str, alias: str) -> str:
         """The version that an alias names, "" where it names none."""
+        from mlflow.exceptions import RestException
+
         with _translated(f"alias {alias} of {model}", self.tracking_uri):
-            aliases = self._client.get_registered_model(model).aliases
+            try:
+                aliases = self._client.get_registered_model(model).aliases
+            except RestException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return ""  # a model that is not registered yet has no aliases
         return str(aliases.get(alias, ""))
 
     def point(self, model: str, alias: str, version: str) -> None:

@@ -83,17 +83,24 @@ _RETRIED: dict[str, Any] = {
 def claim(endpoint: str, version: str, *, again: bool, reason: str) -> Release:
     """Become the owner of the release, or raise `Stopped` where that is refused."""
     try:
-        return _claim(endpoint, version, again, reason)
+        claimed = _claim(endpoint, version, again, reason)
     except Exception as error:
         raise Stopped.by(error) from error
+    if isinstance(claimed, Stopped):
+        raise claimed
+    return claimed
 
 
 @task(name="claim", **_RETRIED)
-def _claim(endpoint: str, version: str, again: bool, reason: str) -> Release:
+def _claim(endpoint: str, version: str, again: bool, reason: str) -> Release | Stopped:
+    """A refusal is an answer, returned: raised, Prefect would log it as a stack trace."""
     bench = Bench.open(endpoint)
     transitions.finish(bench)
     notices.free_dead_owner(bench)
-    release = open_release(bench, version, again=again, reason=reason, flow_run_id=notices.flow_run_id())
+    try:
+        release = open_release(bench, version, again=again, reason=reason, flow_run_id=notices.flow_run_id())
+    except Refused as refused:
+        return Stopped.by(refused)
     if not release.row.mlflow_run_id:
         tags = {
             "interlock.endpoint": endpoint,

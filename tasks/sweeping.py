@@ -66,8 +66,19 @@ def start_missed_release(endpoint: str) -> list[str]:
         return []
     if any(release.version == version for release in bench.journal.releases(endpoint)):
         return []  # it was tried: only a person starts it again
+    if not _seen_before(bench, version):
+        return []  # its event is probably on its way; the next sweep acts
     url = start_release(bench.settings, endpoint, int(version), reason="alias candidate found by the sweep")
     return [f"{endpoint}: started the release of version {version}: {url}"]
+
+
+def _seen_before(bench: Bench, version: str) -> bool:
+    """Whether an earlier sweep saw this candidate wait; notes it where not."""
+    what = f"candidate {version} waits"
+    lines = [line for line in bench.journal.audit(bench.name, limit=50) if line.what == what]
+    if not lines:
+        bench.journal.record(bench.name, what, who=_SWEEPER, now=bench.clock())
+    return bool(lines)
 
 
 @task(name="make safe", cache_policy=NO_CACHE)
