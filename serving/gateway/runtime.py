@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import re
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from serving.errors import NotApplied, PlatformUnavailable, SetupError
 
 _PLAIN = re.compile(r"[A-Za-z0-9._:#@/-]+")
 _MAP_VALUE = re.compile(r'found=yes.*?, value="([^"]*)"', re.DOTALL)
+_ENDING_WAIT_S = 2.0
+_ENDING_POLL_S = 0.01
 _AGE_PARTS = re.compile(r"(\d+)([dhms])")
 _SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
@@ -176,16 +179,26 @@ class Runtime:
     def _everywhere(self, command: str) -> dict[int, str]:
         """Every worker's answer. One that ended meanwhile is left out: it answers no request either."""
         answers: dict[int, str] = {}
-        workers = self.workers()
-        for worker in workers:
-            try:
-                answers[worker.pid] = self._ask(worker.pid, command)
-            except PlatformUnavailable:
-                if worker.pid in {left.pid for left in self.workers()}:
-                    raise
+        for worker in self.workers():
+            answer = self._ask_while_alive(worker.pid, command)
+            if answer is not None:
+                answers[worker.pid] = answer
         if not answers:
             raise self._no_worker()
         return answers
+
+    def _ask_while_alive(self, pid: int, command: str) -> str | None:
+        """None once the worker has ended; one that is about to end refuses connections for a moment."""
+        deadline = time.monotonic() + _ENDING_WAIT_S
+        while True:
+            try:
+                return self._ask(pid, command)
+            except PlatformUnavailable:
+                if pid not in {left.pid for left in self.workers()}:
+                    return None
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_ENDING_POLL_S)
 
     def _ask(self, pid: int, command: str) -> str:
         answer = self._send(f"@!{pid} {command}")
