@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelled, Completed, Failed
 
+from tasks.endings import named_state
 from tasks.stages import (
     Ended,
     Release,
@@ -43,7 +43,7 @@ def release_model(endpoint: str, version: int, again: bool = False, reason: str 
     try:
         release = claim(endpoint, str(version), again=again, reason=reason)
     except Stopped as stopped:
-        return Cancelled(name=stopped.name, message=stopped.message)
+        return named_state(stopped.name, stopped.message)
     with release:
         try:
             ended = advance(release)
@@ -52,7 +52,7 @@ def release_model(endpoint: str, version: int, again: bool = False, reason: str 
         except Exception as error:  # noqa: BLE001 (whatever it is, the release must end resumable)
             ended = interrupt(release, Stopped.by(error))
         close(release, ended)
-    return _state(ended)
+    return named_state(ended.name, ended.message)
 
 
 def advance(release: Release) -> Ended:
@@ -74,10 +74,3 @@ def advance(release: Release) -> Ended:
 def _stop(release: Release, verdict) -> Ended:
     """A FAIL rejects the version; anything else that is not a PASS only holds it."""
     return reject_candidate(release, verdict) if verdict.failed else hold(release, verdict)
-
-
-def _state(ended: Ended) -> State:
-    if ended.name == "Promoted":
-        return Completed(name=ended.name, message=ended.message)
-    kind = Failed if ended.name == "Rejected" else Cancelled
-    return kind(name=ended.name, message=ended.message)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelled, Completed
 
+from tasks.endings import named_state
 from tasks.stages import Stopped, roll_back
 
 
@@ -21,5 +21,5 @@ def roll_back_endpoint(endpoint: str, reason: str, who: str = "a person in Prefe
     try:
         message = roll_back(endpoint, reason=reason, who=who)
     except Stopped as stopped:
-        return Cancelled(name=stopped.name, message=stopped.message)
-    return Completed(name="RolledBack", message=message)
+        return named_state(stopped.name, stopped.message)
+    return named_state("RolledBack", message)

@@ -201,6 +201,13 @@ def register_deployments(settings: Settings) -> bool:
     return True
 
 
+def online_workers(settings: Settings) -> list[str]:
+    """Names of the work pool's workers that Prefect heard of lately."""
+    api = prefect_api(settings)
+    workers = api.call("POST", f"/work_pools/{settings.work_pool}/workers/filter", {}, missing_ok=True) or ()
+    return sorted(worker["name"] for worker in workers if worker["status"] == "ONLINE")
+
+
 def register_zombie_automation(settings: Settings) -> bool:
     """Have silent release runs marked as crashed. Returns whether it was new.
 
