@@ -32,7 +32,7 @@ from typing import Any
 
 from examples.flights.data import FEATURES
 
-BOARD_SIZES = ((1, 0.60), (2, 0.10), (3, 0.10), (4, 0.10), (5, 0.10))
+BOARD_SIZES = ((1, 0.50), (2, 0.10), (3, 0.10), (4, 0.15), (5, 0.15))
 """Flights asked about in one visit, with probabilities."""
 
 IN_FLIGHT_MAX = 2_000
