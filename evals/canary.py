@@ -110,7 +110,7 @@ class CanaryJudge:
         self._late[1] += statistics.late_champion
         pi = self._policy.steps[step] / 100
         stuck = _is_stuck(stuck_candidate, stuck_champion, pi)
-        log_lost = min(self._ratio.log_e, self._ratio.log_e_with(stuck_candidate, stuck_champion, pi))
+        log_lost = self._ratio.log_e_if_reported(stuck_candidate, stuck_champion, pi)
         harms, required = self._evidence.harms(), self._evidence.required(pi)
         verdict = self._verdict(harms, required, log_lost, seconds_at_step, stuck)
         if verdict.outcome is Outcome.FAIL or (verdict.outcome is Outcome.ERROR and log_lost >= _LOG_LOST):

@@ -32,7 +32,7 @@ def compare_bodies(candidate: bytes, champion: bytes, *, score_tolerance: float)
         return Agreement(True)
     try:
         ours, theirs = json.loads(candidate), json.loads(champion)
-    except ValueError:
+    except (ValueError, RecursionError):
         return Agreement(False, "not both are JSON, and the bytes differ")
     return compare_predictions(ours, theirs, score_tolerance=score_tolerance)
 
@@ -84,9 +84,12 @@ class _Comparison:
         if ours == theirs or (math.isnan(ours) and math.isnan(theirs)):
             return
         distance = abs(ours - theirs)
-        self.largest = max(self.largest, math.inf if math.isnan(distance) else distance)
+        if not math.isfinite(distance):
+            distance = math.inf
+        self.largest = max(self.largest, distance)
         # A relative rounding error of a decimal text must not decide at the edge of the tolerance.
-        if not distance <= self._tolerance + 1e-12 * max(abs(ours), abs(theirs)):
+        rounding = 1e-12 * max(abs(ours), abs(theirs))
+        if math.isinf(distance) or distance > self._tolerance + rounding:
             self._differ(f"{place}: {ours:g} against {theirs:g}, tolerance {self._tolerance:g}")
 
     def _differ(self, reason: str) -> None:
@@ -95,8 +98,13 @@ class _Comparison:
 
 
 def _number(value: object) -> float | None:
-    """JSON's number; true and false are not numbers."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """JSON's number; true and false are not numbers. An integer beyond floats counts as infinite."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _short(value: object) -> str:

@@ -22,7 +22,7 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """Mean badness of both arms, and bounds of candidate minus champion; None without units.
+    """Mean badness of both arms; candidate minus champion with its bounds; None without units.
 
     `low` and `high` form an asymptotic confidence sequence (Waudby-Smith et al.,
     arXiv:2103.06476): they hold at every look together with 95% confidence, so they are wider
@@ -34,6 +34,7 @@ class Contrast:
     champion: float | None
     low: float | None
     high: float | None
+    difference: float | None = None
 
     @property
     def text(self) -> str:
@@ -84,7 +85,8 @@ class Strata:
             difference += share * float(sums[0] / n[0] - sums[1] / n[1])
             variance += share**2 * float((smooth / n).sum())
         half = math.sqrt(variance) * _sequence_width(weight)
-        return Contrast(units, means[0], means[1], max(difference - half, -1.0), min(difference + half, 1.0))
+        low, high = max(difference - half, -1.0), min(difference + half, 1.0)
+        return Contrast(units, means[0], means[1], low, high, difference)
 
 
 def _sequence_width(units: float) -> float:

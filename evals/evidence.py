@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -155,7 +155,11 @@ class Evidence:
         return units
 
     def harms(self) -> list[Question]:
-        """Every e-process that may roll back, with its weight in the weighted mean."""
+        """Every e-process that may roll back, with its weight in the weighted mean.
+
+        Evidence without observed harm is left out (which can only lower it): where candidate units
+        are missing or hang, the champion's alone would look like evidence against the candidate.
+        """
         families = [*self._worse] + (["latency"] if self._budgets and not self._quantiles else [])
         total = sum(FAMILY_WEIGHTS[family] for family in families)
         harms: list[Question] = []
@@ -173,7 +177,14 @@ class Evidence:
                 harms.append(
                     Question(budget(name), float(helps[index]), weight * of_budget / len(self._budgets))
                 )
-        return harms
+        return [
+            harm if self._is_seen(harm.metric) else replace(harm, log_e=min(harm.log_e, 0.0))
+            for harm in harms
+        ]
+
+    def _is_seen(self, metric: str) -> bool:
+        difference = self.strata.contrast(metric).difference
+        return difference is not None and difference > 0
 
     def required(self, pi: float) -> list[Question]:
         """Every e-process that promotion needs, with the candidate units it is expected to need still."""

@@ -91,11 +91,8 @@ def plan(
     for share in policy.steps:
         pi = share / 100
         worse, fine = errors_worse(policy, prior_mean=error_rate), errors_fine(policy, prior_mean=error_rate)
-        catch = units_to_go(
-            worse.wealth.log_bets,
-            worse.expected_growth(min(times * error_rate, 1.0), error_rate, pi),
-            catch_at,
-        )
+        growth = worse.expected_growth(min(times * error_rate, 1.0), error_rate, pi)
+        catch = units_to_go(worse.wealth.log_bets, growth, catch_at)
         clear = units_to_go(fine.wealth.log_bets, fine.expected_growth(error_rate, error_rate, pi), clear_at)
         pace = pi * units_per_s
         steps.append(

@@ -359,9 +359,12 @@ class SampleRatio:
         """Play one batch of first-seen units."""
         self.wealth.grow(self.log_factors(candidate, champion, pi))
 
-    def log_e_with(self, candidate: float, champion: float, pi: float) -> float:
-        """Log e-value if these units (seen in flight, not finished) had been reported as well."""
-        return float(self.wealth.with_factors(self.log_factors(candidate, champion, pi)))
+    def log_e_if_reported(self, candidate: float, champion: float, pi: float) -> float:
+        """Log e-value if these units (seen in flight, not finished) had been reported as well.
+
+        They may explain missing units, never add evidence: they did not all come just now.
+        """
+        return float(self.wealth.with_factors(np.minimum(self.log_factors(candidate, champion, pi), 0.0)))
 
 
 def combine(log_es: ArrayLike, weights: ArrayLike) -> FloatArray:
