@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Tenant = Annotated[str, typer.Argument(help="Who the key is for; limits and logs are by tenant.")]
 
 app = typer.Typer(
     help="API keys of tenants: hashed at rest, shown once.", no_args_is_help=True, rich_markup_mode=None
@@ -14,11 +15,11 @@ app = typer.Typer(
 
 
 @app.command()
-def create(
-    tenant: Annotated[str, typer.Argument(help="Who the key is for; limits and logs are by tenant.")],
-    as_json: AsJson = False,
-) -> None:
-    """Make a key. It is shown now and never again: only its hash is stored."""
+def create(tenant: Tenant, as_json: AsJson = False) -> None:
+    """Make a key.
+
+    It is shown now and never again: only its hash is stored.
+    """
     from configs.loading import load_settings
     from flows.cli_output import print_json
     from tasks.keys import create_key
@@ -33,25 +34,39 @@ def create(
 
 @app.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(help="The key's id, or a tenant for all its keys.")],
+    tenant: Tenant,
+    key_id: Annotated[
+        str | None, typer.Argument(help="One key's id; all keys of the tenant without it.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Stop a key, or all keys of a tenant, from working, at once."""
+    """Stop a key, or all of a tenant's, from working, at once."""
     from configs.loading import load_settings
+    from flows.cli_output import print_json
     from tasks.keys import revoke_keys
 
-    revoked = revoke_keys(load_settings(), key_id)
-    typer.echo(f"revoked: {', '.join(revoked)}")
+    revoked = revoke_keys(load_settings(), tenant, key_id)
+    if as_json:
+        print_json(revoked)
+    else:
+        typer.echo(f"Revoked of tenant {tenant}: {', '.join(key['id'] for key in revoked)}")
 
 
 @app.command("list")
-def list_keys(as_json: AsJson = False) -> None:
-    """Show which keys exist: ids and tenants, never the keys."""
+def list_keys(
+    tenant: Annotated[str | None, typer.Argument(help="One tenant's keys; all without it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which keys exist; never the keys themselves."""
     from configs.loading import load_settings
-    from flows.cli_output import print_json, show, table
+    from flows.cli_output import moment, print_json, show, table
     from tasks.keys import known_keys
 
-    keys = known_keys(load_settings())
+    keys = known_keys(load_settings(), tenant)
     if as_json:
         print_json(keys)
+    elif keys:
+        rows = [(key["id"], key["tenant"], moment(key["created"])) for key in keys]
+        show(table(("id", "tenant", "created"), rows))
     else:
-        show(table(("id", "tenant", "created"), [(key["id"], key["tenant"], key["created"]) for key in keys]))
+        typer.echo("No keys yet. Next: interlock keys create TENANT")

@@ -31,7 +31,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
     for row in rows:
         made.add_row(*(Text(_plain(value)) for value in row))
     return made
@@ -41,7 +43,8 @@ def show(*renderables: object) -> None:
     """Print tables and lines to standard output."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    # in a pipe there is no width to fit into: long values stay on their line
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     for renderable in renderables:
         console.print(renderable, markup=False)
 

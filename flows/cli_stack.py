@@ -99,9 +99,12 @@ def doctor(as_json: AsJson = False) -> None:
             for finding in findings
         ]
         show(table(("", "check", "found"), rows))
+        checks_of: dict[str, list[str]] = {}
         for finding in findings:
-            if not finding.ok and finding.fix:
-                typer.echo(f"{finding.check}: {finding.fix}")
+            if not finding.ok:
+                checks_of.setdefault(finding.fix, []).append(finding.check)
+        for fix, checks in checks_of.items():
+            typer.echo(f"{', '.join(checks)}: {fix}")
     if any(finding.required and not finding.ok for finding in findings):
         raise typer.Exit(1)
 

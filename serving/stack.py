@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,18 +39,21 @@ _LAST_STOPPED = 100
 class Server:
     """One program of the stack with the way to see that it serves.
 
-    `ports` are those that it binds. `health_url` is None for a program without one (the worker):
-    it counts as healthy once supervisord calls it running.
+    `name` is the program's, `describe` makes its whole description, secrets included, when it is
+    to be started. `ports` are those that it binds. `health_url` is None for a program without
+    one (the worker): it counts as healthy once supervisord calls it running.
     """
 
-    program: Program
+    name: str
     title: str
+    describe: Callable[[], Program]
+    log_path: Path
     ports: tuple[int, ...] = ()
     health_url: str | None = None
     start_timeout_s: float = _SERVER_START_S
 
 
-def mlflow_server(settings: Settings) -> Server:
+def mlflow_program(settings: Settings) -> Program:
     """MLflow with SQLite and local artifacts; webhooks to plain loopback addresses allowed."""
     home = settings.state / "mlflow"
     command = (
@@ -72,7 +76,7 @@ def mlflow_server(settings: Settings) -> Server:
         # the server is no client of itself
         "MLFLOW_TRACKING_URI": "",
     }
-    program = Program(
+    return Program(
         "mlflow",
         command,
         environment,
@@ -82,10 +86,9 @@ def mlflow_server(settings: Settings) -> Server:
         directory=home,
         priority=_LAST_STOPPED,
     )
-    return Server(program, "MLflow server", (settings.mlflow_port,), f"{settings.mlflow_url}/health")
 
 
-def prefect_server(settings: Settings) -> Server:
+def prefect_program(settings: Settings) -> Program:
     """Prefect's server with its own home and SQLite database under the state folder."""
     home = settings.state / "prefect"
     command = (
@@ -100,7 +103,7 @@ def prefect_server(settings: Settings) -> Server:
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "20",
         "DO_NOT_TRACK": "1",
     }
-    program = Program(
+    return Program(
         "prefect",
         command,
         environment,
@@ -110,10 +113,9 @@ def prefect_server(settings: Settings) -> Server:
         directory=home,
         priority=_LAST_STOPPED,
     )
-    return Server(program, "Prefect server", (settings.prefect_port,), f"{settings.prefect_url}/health")
 
 
-def prefect_worker(settings: Settings) -> Server:
+def worker_program(settings: Settings) -> Program:
     """The process worker that runs the flows. Stopped first, while the servers can still hear it."""
     command = (
         *(sys.executable, "-m", "prefect", "worker", "start", "--no-prompt"),
@@ -136,7 +138,7 @@ def prefect_worker(settings: Settings) -> Server:
             "DO_NOT_TRACK": "1",
         }
     )
-    program = Program(
+    return Program(
         "worker",
         command,
         environment,
@@ -146,13 +148,12 @@ def prefect_worker(settings: Settings) -> Server:
         directory=PROJECT_DIR,
         priority=_FIRST_STOPPED,
     )
-    return Server(program, "Prefect worker")
 
 
-def hook_receiver(settings: Settings) -> Server:
+def hook_program(settings: Settings) -> Program:
     """The receiver of MLflow's registry webhooks."""
     read_or_create(settings, Secret.WEBHOOK)
-    program = Program(
+    return Program(
         "hook",
         (sys.executable, "-m", "serving.hook"),
         settings.as_environment(),
@@ -161,19 +162,6 @@ def hook_receiver(settings: Settings) -> Server:
         directory=PROJECT_DIR,
         priority=_FIRST_STOPPED,
     )
-    health_url = f"http://{settings.host}:{settings.hook_port}/health"
-    return Server(program, "registry-hook receiver", (settings.hook_port,), health_url, 60)
-
-
-def gateway_server(settings: Settings) -> Server:
-    """The HAProxy gateway."""
-    from serving.gateway.process import gateway_program
-
-    ports = [settings.gateway_port, settings.gateway_metrics_port]
-    if settings.gateway_tls_port is not None:
-        ports.append(settings.gateway_tls_port)
-    health_url = f"http://{settings.host}:{settings.gateway_metrics_port}/metrics"
-    return Server(gateway_program(settings), "gateway", tuple(ports), health_url, 30)
 
 
 def prefect_environment(settings: Settings) -> dict[str, str]:
@@ -188,12 +176,33 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
 
 def servers_of(settings: Settings) -> tuple[Server, ...]:
     """All servers of this stack in the order of starting; the worker, which needs its pool, last."""
-    servers: list[Server] = []
+    from serving.gateway.process import gateway_program
+
+    def server(
+        name: str, title: str, make: Callable[[Settings], Program], *ports: int | None, health: str | None
+    ) -> Server:
+        bound = tuple(port for port in ports if port is not None)
+        return Server(name, title, partial(make, settings), settings.logs_dir / f"{name}.log", bound, health)
+
+    mlflow_health, prefect_health = f"{settings.mlflow_url}/health", f"{settings.prefect_url}/health"
+    gateway_ports = (settings.gateway_port, settings.gateway_metrics_port, settings.gateway_tls_port)
+    gateway_health = f"http://{settings.host}:{settings.gateway_metrics_port}/metrics"
+    hook_health = f"http://{settings.host}:{settings.hook_port}/health"
+    own: list[Server] = []
     if settings.starts_mlflow:
-        servers.append(mlflow_server(settings))
+        own.append(
+            server("mlflow", "MLflow server", mlflow_program, settings.mlflow_port, health=mlflow_health)
+        )
     if settings.starts_prefect:
-        servers.append(prefect_server(settings))
-    return (*servers, gateway_server(settings), hook_receiver(settings), prefect_worker(settings))
+        own.append(
+            server("prefect", "Prefect server", prefect_program, settings.prefect_port, health=prefect_health)
+        )
+    return (
+        *own,
+        server("gateway", "gateway", gateway_program, *gateway_ports, health=gateway_health),
+        server("hook", "registry-hook receiver", hook_program, settings.hook_port, health=hook_health),
+        server("worker", "Prefect worker", worker_program, health=None),
+    )
 
 
 STACK_PROGRAMS = frozenset({"mlflow", "prefect", "gateway", "hook", "worker"})
@@ -212,7 +221,7 @@ def start_supervision(settings: Settings, servers: Sequence[Server]) -> Supervis
     taken = [
         f"port {port} ({server.title})"
         for server in servers
-        if states.get(server.program.name) not in {"RUNNING", "STARTING"}
+        if states.get(server.name) not in {"RUNNING", "STARTING"}
         for port in server.ports
         if not is_port_free(settings.host, port)
     ]
@@ -241,7 +250,7 @@ def wait_healthy(
         states = supervisor.states()
         elapsed_s = time.monotonic() - started
         for server in tuple(waiting):
-            state = states.get(server.program.name, "UNKNOWN")
+            state = states.get(server.name, "UNKNOWN")
             if is_healthy(server, state):
                 waiting.remove(server)
                 on_healthy(server, elapsed_s)
@@ -338,10 +347,9 @@ def _require_http(settings: Settings) -> None:
 
 
 def _failure(server: Server, state: str, elapsed_s: float) -> str:
-    log_path = server.program.error_path or server.program.log_path
-    tail = log_tail(log_path, _EXCERPT_LINES)
+    tail = log_tail(server.log_path, _EXCERPT_LINES)
     return (
         f"The {server.title} was asked to serve {server.health_url or 'flows'}, but after "
-        f"{elapsed_s:.0f} s it does not (supervisord: {state}). Last lines of {log_path}:\n{tail}\n"
-        f"Next: interlock logs {server.program.name}; interlock doctor"
+        f"{elapsed_s:.0f} s it does not (supervisord: {state}). Last lines of {server.log_path}:\n{tail}\n"
+        f"Next: interlock logs {server.name}; interlock doctor"
     )

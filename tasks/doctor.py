@@ -99,8 +99,8 @@ def stack(settings: Settings) -> Iterator[Finding]:
     supervisor = Supervisor(settings)
     states = supervisor.states()
     is_up = bool(states)
-    for server in _servers(settings):
-        yield _server(settings, server, states.get(server.program.name))
+    for server in servers_of(settings):
+        yield _server(settings, server, states.get(server.name))
     for name, state in sorted(states.items()):
         if state in {"BACKOFF", "FATAL", "EXITED"}:
             yield Finding(f"program {name}", False, state, f"interlock logs {name}")
@@ -152,17 +152,10 @@ def _state_folder(settings: Settings) -> Finding:
     return Finding("state folder", free >= _FREE_BYTES_MIN, found, "free some space: 2 GB at least")
 
 
-def _servers(settings: Settings) -> tuple[Server, ...]:
-    try:
-        return servers_of(settings)
-    except ServingError:  # haproxy or a secret, which have a finding of their own
-        return ()
-
-
 def _server(settings: Settings, server: Server, state: str | None) -> Finding:
     if state is not None:
         healthy = is_healthy(server, state)
-        fix = f"interlock logs {server.program.name}; interlock up"
+        fix = f"interlock logs {server.name}; interlock up"
         return Finding(server.title, healthy, f"{state}, {'answers' if healthy else 'does not answer'}", fix)
     taken = [port for port in server.ports if not is_port_free(settings.host, port)]
     if taken:

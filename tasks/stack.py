@@ -43,7 +43,7 @@ def up(settings: Settings, progress: Progress) -> StackUp:
     """
     started = time.monotonic()
     warnings = _warnings(settings)
-    servers = {server.program.name: server for server in servers_of(settings)}
+    servers = {server.name: server for server in servers_of(settings)}
     supervisor = start_supervision(settings, tuple(servers.values()))
     for secret in Secret:
         read_or_create(settings, secret)
@@ -51,7 +51,7 @@ def up(settings: Settings, progress: Progress) -> StackUp:
     refresh_gateway(settings, policies.values())
     for name, server in servers.items():
         if name != "worker":
-            supervisor.ensure(server.program)
+            supervisor.ensure(server.describe())
 
     def wait_for(*names: str) -> None:
         waited = [servers[name] for name in names if name in servers]
@@ -65,7 +65,7 @@ def up(settings: Settings, progress: Progress) -> StackUp:
     def follow_prefect() -> None:
         wait_for("prefect")
         registration.register_work_pool(settings)
-        supervisor.ensure(servers["worker"].program)
+        supervisor.ensure(servers["worker"].describe())
         changed = registration.register_deployments(settings)
         registration.register_zombie_automation(settings)
         progress(
