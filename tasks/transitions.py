@@ -16,7 +16,7 @@ from typing import Any
 from serving.endpoint import SHARE_SCALE, Slot
 from serving.errors import Fenced, LeaseExpired, Refused
 from serving.fence import effective
-from serving.records import EndpointRow, ReleaseRow, ReleaseState
+from serving.records import EndpointRow, ReleaseRow, ReleaseState, Stage
 from tasks.bench import Bench
 from tasks.registry import CANDIDATE, CHAMPION, PREVIOUS
 
@@ -159,7 +159,7 @@ def promote(bench: Bench, release: ReleaseRow, *, who: str, reason: str, first: 
         state=ReleaseState.PROMOTED.value,
         reason=reason,
         who=who,
-        stage=release.stage.value,
+        stage=Stage.EVALUATE.value if first else Stage.CANARY.value,
         decided_at=now,
     )
     decide(
