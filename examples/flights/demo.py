@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,10 @@ class Demo:
 
         mlflow.set_tracking_uri(self.stand.settings.mlflow_url)
         example = pd.read_parquet(files.held_out).head(2)
-        versions = {one.role: register(one, MODEL, example=example) for one in fitted}
+        with self.stand.log("demo").open("a") as log:
+            # MLflow reports on standard output and error; the story has its own words for it.
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                versions = {one.role: register(one, MODEL, example=example) for one in fitted}
         named = ", ".join(f"v{version} {role}" for role, version in versions.items())
         self.tell.say(f"registered {named}")
         return versions
@@ -300,9 +303,11 @@ def main(arguments: list[str] | None = None) -> int:
     # The stack's own numeric work shares two cores with this process.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    warnings.filterwarnings("ignore", module="mlflow")
-
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     teller, stand, keep, status = Teller(), Stand(given.state_dir), False, 2
+    stand.log("demo").parent.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(filename=stand.log("demo"), level=logging.INFO)
+    logging.captureWarnings(True)
     with _signals():
         try:
             result = Demo(stand, teller).play()

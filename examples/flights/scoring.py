@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -203,10 +202,6 @@ class Neighbours:
 
 _PRIOR, _PRIOR_WEIGHT = 0.24, 2.0
 """A flight without neighbours gets the usual share of late flights, worth two neighbours."""
-
-
-# The logged signature validates the input; MLflow would like type hints to do it as well.
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method", category=UserWarning)
 
 
 class FlightModel(PythonModel):

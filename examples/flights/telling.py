@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +32,8 @@ class Teller:
     """Prints what happens. `begin` a release, `show` its status again and again, `end` it."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        # Bound to the real standard output, so that what libraries print can be led elsewhere.
+        self.console = console or Console(file=sys.stdout, highlight=False)
         self._begun = time.monotonic()
         self._live: Live | None = None
         self._title = ""
