@@ -87,7 +87,7 @@ def _resolve(uri: str, *, tracking_uri: str, cache_dir: Path) -> str:
     by_version = _VERSION_URI.fullmatch(uri)
     if by_version is None:
         raise LoadFailed(f"Asked to serve {uri!r}. Next: name a version, models:/NAME/VERSION.")
-    note = cache_dir / f".{hashlib.sha256(f'{tracking_uri} {uri}'.encode()).hexdigest()[:24]}.json"
+    note = _note_path(cache_dir, tracking_uri, uri)
     try:
         version = MlflowClient(tracking_uri).get_model_version(by_version[1], by_version[2])
     except MlflowException as error:
@@ -107,6 +107,11 @@ def _resolve(uri: str, *, tracking_uri: str, cache_dir: Path) -> str:
     key = version.model_id or source
     _replace(note, json.dumps({"uri": uri, "key": key}))
     return key
+
+
+def _note_path(cache_dir: Path, tracking_uri: str, uri: str) -> Path:
+    """Where the registry's last answer is noted: by registry, since two may use the same names."""
+    return cache_dir / f".{hashlib.sha256(f'{tracking_uri} {uri}'.encode()).hexdigest()[:24]}.json"
 
 
 def _noted(note: Path) -> str | None:

@@ -9,6 +9,7 @@ question is asked alone, so that one bad request never fails its neighbours.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -102,7 +103,8 @@ class PredictionPool:
                     self.running -= 1
                     self._progressed = time.monotonic()
             if outcomes:
-                self._loop.call_soon_threadsafe(_deliver, outcomes)
+                with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+                    self._loop.call_soon_threadsafe(_deliver, outcomes)
 
     def _take(self) -> list[_Job]:
         """The oldest question that is still wanted, and those that can be asked with it."""
