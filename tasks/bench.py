@@ -13,6 +13,7 @@ from configs.settings import Settings
 from serving.journal import Journal
 from serving.records import EndpointRow
 from tasks.registry import Registry
+from tasks.runs import Runs
 
 if TYPE_CHECKING:
     from serving.endpoint import Endpoint
@@ -28,6 +29,7 @@ class Bench:
         *,
         endpoint: Endpoint | None = None,
         registry: Registry | None = None,
+        runs: Runs | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -35,7 +37,8 @@ class Bench:
         self.settings = settings
         self.clock = clock
         self.sleep = sleep
-        self.registry = registry or Registry(settings.mlflow_url)
+        self.registry = registry or Registry(settings)
+        self.runs = runs or Runs(settings.mlflow_url)
         self._endpoint = endpoint
 
     @classmethod

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
-import httpx
-
 from configs.settings import Settings
-from serving.errors import Refused, TransientError
+from serving.errors import Refused
 from tasks import rolling_back
 from tasks.bench import Bench
+from tasks.rest import prefect_api
 
 RELEASE_DEPLOYMENT = "release/release"
-
-
-class PrefectUnavailable(TransientError):
-    """The Prefect API does not answer."""
 
 
 def start_release(
@@ -33,11 +25,12 @@ def start_release(
             f"{endpoint}: {running.id} is being run in stage {running.stage}: "
             f"{_flow_run_page(settings, running.flow_run_id)}"
         )
-    deployment = _prefect(settings, "GET", f"/deployments/name/{RELEASE_DEPLOYMENT}")
+    prefect = prefect_api(settings)
+    deployment = prefect.call("GET", f"/deployments/name/{RELEASE_DEPLOYMENT}", missing_ok=True)
+    if deployment is None:
+        raise Refused(f"Prefect has no deployment {RELEASE_DEPLOYMENT}. Next: interlock up (it registers it)")
     parameters = {"endpoint": endpoint, "version": int(version), "again": again, "reason": reason}
-    run = _prefect(
-        settings, "POST", f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters}
-    )
+    run = prefect.call("POST", f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
     return _flow_run_page(settings, run["id"])
 
 
@@ -78,28 +71,3 @@ def _ask(settings: Settings, endpoint: str, request: str, effect: str) -> str:
 
 def _flow_run_page(settings: Settings, run_id: str) -> str:
     return f"{settings.prefect_url.removesuffix('/api')}/runs/flow-run/{run_id}"
-
-
-def _prefect(
-    settings: Settings, method: str, path: str, body: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """One call of Prefect's REST API: importing its client would cost the terminal two seconds."""
-    user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
-    try:
-        reply = httpx.request(
-            method,
-            settings.prefect_url + path,
-            json=body,
-            auth=(user, password) if user else None,
-            timeout=15,
-        )
-    except httpx.HTTPError as error:
-        raise PrefectUnavailable(
-            f"Prefect at {settings.prefect_url} does not answer ({error.__class__.__name__}). "
-            "Next: interlock doctor"
-        ) from error
-    if reply.status_code == httpx.codes.NOT_FOUND:
-        raise Refused(f"Prefect does not know {path}. Next: interlock up (it registers the deployments)")
-    if reply.is_error:
-        raise Refused(f"Prefect answered {reply.status_code} to {path}: {reply.text[:300]}")
-    return reply.json()

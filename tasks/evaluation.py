@@ -48,7 +48,7 @@ def evaluate_candidate(release: Release) -> Verdict:
     release.progress({"rows": len(rows), "doing": f"scoring version {release.version}"})
     candidate_uri = bench.registry.version(bench.policy.model, release.version).uri
     try:
-        model = bench.registry.load_model(candidate_uri)
+        model = bench.runs.load_model(candidate_uri)
         candidate, latencies = _scores(release, model, rows), _call_ms(model, rows)
     except _ModelFault as fault:
         return Verdict(Outcome.FAIL, f"version {release.version} {fault}")
@@ -146,7 +146,7 @@ def _champion_scores(release: Release, rows: pd.DataFrame, digest: str) -> NDArr
     if cached.exists():
         return np.load(cached, allow_pickle=False)
     release.progress({"rows": len(rows), "doing": f"scoring champion {champion}"})
-    model = bench.registry.load_model(f"models:/{bench.policy.model}/{champion}")
+    model = bench.runs.load_model(f"models:/{bench.policy.model}/{champion}")
     try:
         scores = _scores(release, model, rows)
     except _ModelFault as fault:

@@ -12,7 +12,7 @@ from typing import Any
 from configs.settings import Settings
 from serving.errors import TransientError
 from tasks.failures import ExitStatus
-from tasks.registration import prefect_api
+from tasks.rest import prefect_api
 from tasks.status import release_history
 
 _OVER = frozenset({"COMPLETED", "FAILED", "CANCELLED", "CRASHED"})

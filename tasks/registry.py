@@ -1,34 +1,23 @@
-"""MLflow's registry and tracking server, as far as releases use them.
+"""MLflow's registry, as far as releases use it: versions, aliases, tags.
 
 Aliases are a projection of the journal: they are set after traffic has moved, and only
-`candidate` is ever an input. Each effect reads first and reads back after, so that repeating it
-is free. Errors of MLflow become `RegistryUnavailable` (try again) or `RegistryRefused` (do not).
+`candidate` is ever an input. Each effect reads first, so that repeating it is free. Spoken over
+REST: a rollback must not wait five seconds for the import of MLflow's client.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from serving.errors import ServingError, TransientError
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from configs.settings import Settings
+from serving.errors import Refused
+from tasks.rest import mlflow_api
 
 CHAMPION = "champion"
 CANDIDATE = "candidate"
 PREVIOUS = "previous"
-
-
-class RegistryUnavailable(TransientError):
-    """The MLflow server does not answer, or answers that it is overloaded."""
-
-
-class RegistryRefused(ServingError):
-    """MLflow answered that what was asked cannot be done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,149 +35,54 @@ class ModelVersion:
         return f"models:/{self.model}/{self.version}"
 
 
-def prepare_environment(tracking_uri: str) -> None:
-    """Point MLflow's client at one server, and let it give up in seconds instead of minutes."""
-    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-
-
 class Registry:
-    """The verbs that a release needs of MLflow. All of them can be repeated."""
+    """The verbs that a release needs. All can be repeated.
 
-    def __init__(self, tracking_uri: str) -> None:
-        prepare_environment(tracking_uri)
-        self.tracking_uri = tracking_uri
-        self._made: MlflowClient | None = None
+    They raise `tasks.rest.ServerUnavailable` (try again) or `Refused`.
+    """
 
-    @property
-    def _client(self) -> MlflowClient:
-        if self._made is None:
-            from mlflow import MlflowClient
-
-            self._made = MlflowClient(self.tracking_uri)
-        return self._made
+    def __init__(self, settings: Settings) -> None:
+        self._api = mlflow_api(settings)
 
     def version(self, model: str, version: str) -> ModelVersion:
-        """A registered version. Raises `RegistryRefused` where there is none."""
-        with _translated(f"model {model} version {version}", self.tracking_uri):
-            found = self._client.get_model_version(model, version)
-        return ModelVersion(model, str(found.version), str(found.run_id or ""), dict(found.tags))
+        """A registered version. Raises `Refused` where there is none."""
+        found = self._api.call(
+            "GET", f"/model-versions/get?name={quote(model)}&version={quote(version)}", missing_ok=True
+        )
+        if found is None:
+            raise Refused(
+                f"model {model} has no version {version} at {self._api.url}. Next: register it, or correct "
+                "`model` in the policy"
+            )
+        data = found["model_version"]
+        return ModelVersion(
+            model, str(data["version"]), str(data.get("run_id", "")), _pairs(data.get("tags", ()))
+        )
 
     def aliased(self, model: str, alias: str) -> str:
-        """The version that an alias names, "" where it names none."""
-        from mlflow.exceptions import RestException
-
-        with _translated(f"alias {alias} of {model}", self.tracking_uri):
-            try:
-                aliases = self._client.get_registered_model(model).aliases
-            except RestException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                return ""  # a model that is not registered yet has no aliases
-        return str(aliases.get(alias, ""))
+        """The version that an alias names, "" where it names none or the model is not registered."""
+        found = self._api.call("GET", f"/registered-models/get?name={quote(model)}", missing_ok=True)
+        aliases = found["registered_model"].get("aliases", ()) if found else ()
+        return next((str(one["version"]) for one in aliases if one["alias"] == alias), "")
 
     def point(self, model: str, alias: str, version: str) -> None:
         """Make an alias name a version."""
-        if self.aliased(model, alias) == version:
-            return
-        with _translated(f"alias {alias} of {model} to version {version}", self.tracking_uri):
-            self._client.set_registered_model_alias(model, alias, version)
+        if self.aliased(model, alias) != version:
+            self._api.call(
+                "POST", "/registered-models/alias", {"name": model, "alias": alias, "version": version}
+            )
 
     def unpoint(self, model: str, alias: str, version: str) -> None:
         """Remove an alias if it still names this version; somebody's newer choice stays."""
-        if self.aliased(model, alias) != version:
-            return
-        with _translated(f"removing alias {alias} of {model}", self.tracking_uri):
-            self._client.delete_registered_model_alias(model, alias)
+        if self.aliased(model, alias) == version:
+            self._api.call(
+                "DELETE",
+                f"/registered-models/alias?name={quote(model)}&alias={quote(alias)}",
+                missing_ok=True,
+            )
 
     def tag(self, model: str, version: str, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
-        with _translated(f"tags of {model} version {version}", self.tracking_uri):
-            for key, value in tags.items():
-                self._client.set_model_version_tag(model, version, key, value[:4000])
-
-    # -- the release's run -------------------------------------------------------------------
-
-    def open_run(self, endpoint: str, release_id: str, tags: Mapping[str, str]) -> str:
-        """The run of a release, made where there is none: its id."""
-        name = f"interlock/{endpoint}"
-        with _translated(f"experiment {name}", self.tracking_uri):
-            experiment = self._client.get_experiment_by_name(name)
-            experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name)
-            found = self._client.search_runs(
-                [experiment_id], f"tags.`interlock.release` = '{release_id}'", max_results=1
-            )
-            if found:
-                return str(found[0].info.run_id)
-            run = self._client.create_run(
-                experiment_id, run_name=release_id, tags={"interlock.release": release_id, **tags}
-            )
-            return str(run.info.run_id)
-
-    def run_url(self, run_id: str) -> str:
-        """Where a person looks at a run."""
-        if not run_id:
-            return ""
-        with _translated(f"run {run_id}", self.tracking_uri):
-            experiment_id = self._client.get_run(run_id).info.experiment_id
-        return f"{self.tracking_uri}/#/experiments/{experiment_id}/runs/{run_id}"
-
-    def log_points(self, run_id: str, points: Iterable[tuple[str, float, int, int]]) -> None:
-        """Metrics over time: (name, value, milliseconds since the epoch, step)."""
-        from mlflow.entities import Metric
-
-        batch = [Metric(name, value, time_ms, step) for name, value, time_ms, step in points]
-        with _translated(f"metrics of run {run_id}", self.tracking_uri):
-            for start in range(0, len(batch), 1000):
-                self._client.log_batch(run_id, metrics=batch[start : start + 1000])
-
-    def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        """Parameters of a run; setting the same again is a no-op."""
-        from mlflow.entities import Param
-
-        with _translated(f"parameters of run {run_id}", self.tracking_uri):
-            self._client.log_batch(run_id, params=[Param(key, value[:5000]) for key, value in params.items()])
-
-    def log_text(self, run_id: str, name: str, text: str) -> None:
-        """A text artifact; writing it again replaces it."""
-        with _translated(f"artifact {name} of run {run_id}", self.tracking_uri):
-            self._client.log_text(run_id, text, name)
-
-    def close_run(self, run_id: str, *, status: str, tags: Mapping[str, str]) -> None:
-        """End a run with MLflow's status (FINISHED, FAILED, KILLED) and its tags."""
-        with _translated(f"end of run {run_id}", self.tracking_uri):
-            for key, value in tags.items():
-                self._client.set_tag(run_id, key, value[:4000])
-            self._client.set_terminated(run_id, status=status)
-
-    def load_model(self, uri: str) -> Any:
-        """A version's model as MLflow's pyfunc, loaded into this process."""
-        import mlflow
-
-        mlflow.set_tracking_uri(self.tracking_uri)
-        with _translated(f"loading {uri}", self.tracking_uri):
-            return mlflow.pyfunc.load_model(uri)
-
-
-@contextmanager
-def _translated(asked: str, tracking_uri: str) -> Iterator[None]:
-    """Turn MLflow's errors into ours, once."""
-    import requests
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except (requests.RequestException, ConnectionError, TimeoutError) as error:
-        raise RegistryUnavailable(
-            f"{asked}: the MLflow server {tracking_uri} does not answer ({error.__class__.__name__}). "
-            "Next: interlock doctor; the same command continues when it is back"
-        ) from error
-    except MlflowException as error:
-        passing = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
-        text = str(error)[:300]
-        if error.error_code in passing and "API request to" in text:
-            raise RegistryUnavailable(f"{asked}: MLflow at {tracking_uri}: {text}") from error
-        raise RegistryRefused(f"{asked}: MLflow answered {error.error_code}: {text}") from error
+        for key, value in tags.items():
+            body = {"name": model, "version": version, "key": key, "value": value[:4000]}
+            self._api.call("POST", "/model-versions/set-tag", body)

@@ -193,7 +193,7 @@ def open_release(
         flow_run_id=flow_run_id,
         reason=reason,
     )
-    return Release(bench, claimed, Trail(bench.registry, claimed.mlflow_run_id))
+    return Release(bench, claimed, Trail(bench.runs, claimed.mlflow_run_id))
 
 
 def _refuse_unwelcome(bench: Bench, champion: str, version: str, *, again: bool, reason: str) -> None:

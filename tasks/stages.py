@@ -107,8 +107,8 @@ def _claim(endpoint: str, version: str, again: bool, reason: str) -> Release | S
             "interlock.version": version,
             "interlock.champion": release.row.champion,
         }
-        run_id = bench.registry.open_run(endpoint, release.row.id, tags)
-        release.set_run(run_id, bench.registry.run_url(run_id))
+        run_id = bench.runs.open_run(endpoint, release.row.id, tags)
+        release.set_run(run_id, bench.runs.run_url(run_id))
     release.listeners.append(notices.ramp_listener(release))
     release.trail.document("policy.json", bench.policy.model_dump_json(indent=2))
     return release

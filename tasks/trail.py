@@ -17,7 +17,7 @@ from typing import Any
 
 from serving.errors import ServingError
 from serving.records import ReleaseRow
-from tasks.registry import Registry
+from tasks.runs import Runs
 
 _LOG = logging.getLogger("interlock.trail")
 _POINTS_MAX = 50_000
@@ -54,8 +54,8 @@ class Aside:
 class Trail:
     """Numbers over time and documents of one release, sent to its MLflow run when it answers."""
 
-    def __init__(self, registry: Registry, run_id: str) -> None:
-        self._registry = registry
+    def __init__(self, runs: Runs, run_id: str) -> None:
+        self._runs = runs
         self._points: deque[tuple[str, float, int, int]] = deque(maxlen=_POINTS_MAX)
         self._flushed_at = 0.0
         self._aside = Aside("trail")
@@ -73,7 +73,7 @@ class Trail:
     def document(self, name: str, text: str) -> None:
         """Store a document with the run; a failure is logged, not raised."""
         if self.run_id:
-            _quietly(lambda: self._registry.log_text(self.run_id, name, text))
+            _quietly(lambda: self._runs.log_text(self.run_id, name, text))
 
     def close(self, release: ReleaseRow) -> None:
         """Send what is left and end the run with the release's outcome."""
@@ -87,13 +87,13 @@ class Trail:
             "interlock.reason": release.reason,
         }
         status = _STATUS.get(release.state, "KILLED")
-        _quietly(lambda: self._registry.close_run(self.run_id, status=status, tags=tags))
+        _quietly(lambda: self._runs.close_run(self.run_id, status=status, tags=tags))
 
     def _flush(self) -> None:
         points = list(self._points)
         if not points or not self.run_id:
             return
-        self._registry.log_points(self.run_id, points)
+        self._runs.log_points(self.run_id, points)
         for _ in points:
             self._points.popleft()
 

@@ -1,0 +1,133 @@
+"""The release's run in MLflow, and models loaded from it, through MLflow's own client.
+
+Slow to import and informative only: nothing that moves traffic waits for it. Errors of MLflow
+become `TrackingUnavailable` (try again) or `TrackingRefused` (do not).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from serving.errors import ServingError, TransientError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+class TrackingUnavailable(TransientError):
+    """The MLflow server does not answer, or answers that it is overloaded."""
+
+
+class TrackingRefused(ServingError):
+    """MLflow answered that what was asked cannot be done."""
+
+
+def prepare_environment(tracking_uri: str) -> None:
+    """Point MLflow's client at one server, and let it give up in seconds instead of minutes."""
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+
+class Runs:
+    """The verbs of MLflow's tracking that a release needs. All of them can be repeated."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        prepare_environment(tracking_uri)
+        self.tracking_uri = tracking_uri
+        self._made: MlflowClient | None = None
+
+    @property
+    def _client(self) -> MlflowClient:
+        if self._made is None:
+            from mlflow import MlflowClient
+
+            self._made = MlflowClient(self.tracking_uri)
+        return self._made
+
+    def open_run(self, endpoint: str, release_id: str, tags: Mapping[str, str]) -> str:
+        """The run of a release, made where there is none: its id."""
+        name = f"interlock/{endpoint}"
+        with _translated(f"experiment {name}", self.tracking_uri):
+            experiment = self._client.get_experiment_by_name(name)
+            experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name)
+            found = self._client.search_runs(
+                [experiment_id], f"tags.`interlock.release` = '{release_id}'", max_results=1
+            )
+            if found:
+                return str(found[0].info.run_id)
+            run = self._client.create_run(
+                experiment_id, run_name=release_id, tags={"interlock.release": release_id, **tags}
+            )
+            return str(run.info.run_id)
+
+    def run_url(self, run_id: str) -> str:
+        """Where a person looks at a run."""
+        if not run_id:
+            return ""
+        with _translated(f"run {run_id}", self.tracking_uri):
+            experiment_id = self._client.get_run(run_id).info.experiment_id
+        return f"{self.tracking_uri}/#/experiments/{experiment_id}/runs/{run_id}"
+
+    def log_points(self, run_id: str, points: Iterable[tuple[str, float, int, int]]) -> None:
+        """Metrics over time: (name, value, milliseconds since the epoch, step)."""
+        from mlflow.entities import Metric
+
+        batch = [Metric(name, value, time_ms, step) for name, value, time_ms, step in points]
+        with _translated(f"metrics of run {run_id}", self.tracking_uri):
+            for start in range(0, len(batch), 1000):
+                self._client.log_batch(run_id, metrics=batch[start : start + 1000])
+
+    def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        """Parameters of a run; setting the same again is a no-op."""
+        from mlflow.entities import Param
+
+        with _translated(f"parameters of run {run_id}", self.tracking_uri):
+            self._client.log_batch(run_id, params=[Param(key, value[:5000]) for key, value in params.items()])
+
+    def log_text(self, run_id: str, name: str, text: str) -> None:
+        """A text artifact; writing it again replaces it."""
+        with _translated(f"artifact {name} of run {run_id}", self.tracking_uri):
+            self._client.log_text(run_id, text, name)
+
+    def close_run(self, run_id: str, *, status: str, tags: Mapping[str, str]) -> None:
+        """End a run with MLflow's status (FINISHED, FAILED, KILLED) and its tags."""
+        with _translated(f"end of run {run_id}", self.tracking_uri):
+            for key, value in tags.items():
+                self._client.set_tag(run_id, key, value[:4000])
+            self._client.set_terminated(run_id, status=status)
+
+    def load_model(self, uri: str) -> Any:
+        """A version's model as MLflow's pyfunc, loaded into this process."""
+        import mlflow
+
+        mlflow.set_tracking_uri(self.tracking_uri)
+        with _translated(f"loading {uri}", self.tracking_uri):
+            return mlflow.pyfunc.load_model(uri)
+
+
+@contextmanager
+def _translated(asked: str, tracking_uri: str) -> Iterator[None]:
+    """Turn MLflow's errors into ours, once."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (requests.RequestException, ConnectionError, TimeoutError) as error:
+        raise TrackingUnavailable(
+            f"{asked}: the MLflow server {tracking_uri} does not answer ({error.__class__.__name__}). "
+            "Next: interlock doctor; the same command continues when it is back"
+        ) from error
+    except MlflowException as error:
+        passing = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
+        text = str(error)[:300]
+        if error.error_code in passing and "API request to" in text:
+            raise TrackingUnavailable(f"{asked}: MLflow at {tracking_uri}: {text}") from error
+        raise TrackingRefused(f"{asked}: MLflow answered {error.error_code}: {text}") from error
