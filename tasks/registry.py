@@ -55,9 +55,8 @@ class Registry:
                 "`model` in the policy"
             )
         data = found["model_version"]
-        return ModelVersion(
-            model, str(data["version"]), str(data.get("run_id", "")), _pairs(data.get("tags", ()))
-        )
+        tags = {str(tag["key"]): str(tag.get("value", "")) for tag in data.get("tags", ())}
+        return ModelVersion(model, str(data["version"]), str(data.get("run_id", "")), tags)
 
     def aliased(self, model: str, alias: str) -> str:
         """The version that an alias names, "" where it names none or the model is not registered."""
@@ -76,9 +75,7 @@ class Registry:
         """Remove an alias if it still names this version; somebody's newer choice stays."""
         if self.aliased(model, alias) == version:
             self._api.call(
-                "DELETE",
-                f"/registered-models/alias?name={quote(model)}&alias={quote(alias)}",
-                missing_ok=True,
+                "DELETE", "/registered-models/alias", {"name": model, "alias": alias}, missing_ok=True
             )
 
     def tag(self, model: str, version: str, tags: Mapping[str, str]) -> None:
