@@ -107,10 +107,10 @@ class Demo:
 
         mlflow.set_tracking_uri(self.stand.settings.mlflow_url)
         example = pd.read_parquet(files.held_out).head(2)
-        with self.stand.log("demo").open("a") as log:
-            # MLflow reports on standard output and error; the story has its own words for it.
-            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                versions = {one.role: register(one, MODEL, example=example) for one in fitted}
+        # MLflow reports on standard output and error; the story has its own words for it.
+        log = self.stand.log("demo").open("a")
+        with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            versions = {one.role: register(one, MODEL, example=example) for one in fitted}
         named = ", ".join(f"v{version} {role}" for role, version in versions.items())
         self.tell.say(f"registered {named}")
         return versions

@@ -200,12 +200,12 @@ class Stand:
 
     def _ports(self) -> dict[str, int]:
         """The usual ports where they are free; else free ones. A stack that runs keeps its own."""
-        from serving.supervision import Supervisor
+        from serving.processes import stack_processes
 
         file = self.state / "ports.json"
         kept: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
         usual = Settings(state_dir=self.state)
-        if kept and Supervisor(usual).is_running():
+        if kept and stack_processes(usual.run_dir):
             return kept
         chosen: dict[str, int] = {}
         for name in PORTS:
