@@ -120,7 +120,6 @@ class ReplicaProcesses:
             max_body_bytes=policy.access.max_body_bytes,
             drain_s=replicas.request_timeout_s,
             lame_duck_s=_LAME_DUCK_S,
-            allow_missing=False,
             mlflow_tracking_uri=settings.mlflow_url,
             model_cache_dir=settings.state / "models",
             capture=CaptureSpec(

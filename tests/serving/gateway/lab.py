@@ -6,6 +6,7 @@ import http.client
 import itertools
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -27,7 +28,7 @@ from serving.gateway.render import refresh_gateway
 from serving.local import LocalEndpoint
 from serving.supervision import Supervisor
 
-UPSTREAM = (sys.executable, str(Path(__file__).with_name("upstream.py")))
+UPSTREAM = (sys.executable, "-m", "tests.serving.gateway.upstream")
 _RANGES = itertools.count()
 
 
@@ -127,6 +128,13 @@ class Lab:
             endpoint.deploy(Slot.GREEN, candidate, uri=f"models:/m/{candidate}")
         endpoint.apply(self.route(name, candidate=candidate))
         return endpoint
+
+    def forget(self, name: str) -> None:
+        """Stop an endpoint's replicas and remove it, so that its ports are free again."""
+        for program in [one for one in self.supervisor.states() if one.startswith(f"replica-{name}-")]:
+            self.supervisor.remove(program)
+        shutil.rmtree(self.settings.slots_dir / name, ignore_errors=True)
+        (self.settings.gateway_dir / "endpoints" / f"{name}.json").unlink(missing_ok=True)
 
     def route(
         self, name: str = "flights", *, candidate: str = "", share_bp: int = 0, lease_s: float = 60

@@ -90,6 +90,7 @@ def test_a_candidate_without_replicas_is_hidden_from_users_but_not_from_the_evid
     answer = lab.ask(path=path)
     assert answer.status == 200
     assert answer.json["version"] == "1", "the champion answered"
+    assert answer.json["headers"]["x-interlock-version"] == "1", "and records it as its own"
     assert (answer.version, answer.headers["x-interlock-slot"]) == ("2", "blue")
     row = observed(lab, "backed", answer.headers["x-request-id"])
     assert (row["version"], row["slot"], bool(row["failed"]), row["status"]) == ("2", "green", True, 200)
