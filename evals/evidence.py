@@ -40,7 +40,7 @@ from evals.sequential import (
 FAMILY_WEIGHTS = {ERRORS: 0.4, "latency": 0.4, QUALITY: 0.2}
 """Of the families that can be asked; a family without data sources gives its weight to the others."""
 _BUDGET_WEIGHT = 0.25
-_RESERVE = 0.2
+_RESERVE = 0.1
 RESTAKE_AT_STEP = 0.5
 RESTAKE_PER_UNIT = 2e-5
 _WORSE_ODDS = (1.5, 2.0, 4.0, 10.0)
@@ -56,42 +56,48 @@ class Question:
     eta: float | None = None
 
 
-def errors_worse(policy: Canary, *, prior_mean: float = 0.01) -> TwoSample:
+def errors_worse(policy: Canary, *, prior_mean: float = 0.01, shape: tuple[int, ...] = ()) -> TwoSample:
     """Null: the candidate's errors exceed the champion's by the tolerance at most."""
     return TwoSample(
         times(1.5, 2, 3, 5, 10, 30),
-        [0.3, 0.25, 0.15, 0.1, 0.1, 0.1],
+        [0.2, 0.3, 0.15, 0.12, 0.15, 0.08],
         worse=True,
         excess=policy.errors.tolerance,
         prior_mean=prior_mean,
+        shape=shape,
         reserve=_RESERVE,
     )
 
 
-def errors_fine(policy: Canary, *, prior_mean: float = 0.01) -> TwoSample:
+def errors_fine(policy: Canary, *, prior_mean: float = 0.01, shape: tuple[int, ...] = ()) -> TwoSample:
     """Null: the candidate's errors exceed the champion's by the margin at least."""
     allowed = policy.errors.margin
     return TwoSample(
-        below(allowed, 0.7 * allowed), [1, 1], worse=False, excess=allowed, prior_mean=prior_mean
+        below(allowed, 0.7 * allowed),
+        [1, 1],
+        worse=False,
+        excess=allowed,
+        prior_mean=prior_mean,
+        shape=shape,
     )
 
 
-def latency_worse(quantiles: Sequence[str]) -> TwoSample:
+def latency_worse(quantiles: Sequence[str], *, shape: tuple[int, ...] = ()) -> TwoSample:
     """Null: the candidate (divided by 1 + tolerance) exceeds no quantile more often; one process each."""
     return TwoSample(
         odds_times(*_WORSE_ODDS),
         [1] * 4,
         worse=True,
         prior_mean=_tails(quantiles),
-        shape=(len(quantiles),),
+        shape=(*shape, len(quantiles)),
         reserve=_RESERVE,
     )
 
 
-def latency_fine(quantiles: Sequence[str]) -> TwoSample:
+def latency_fine(quantiles: Sequence[str], *, shape: tuple[int, ...] = ()) -> TwoSample:
     """Null: the candidate (divided by 1 + margin) exceeds a quantile at least as often; one process each."""
     return TwoSample(
-        times(0.75, 0.4), [1, 1], worse=False, prior_mean=_tails(quantiles), shape=(len(quantiles),)
+        times(0.75, 0.4), [1, 1], worse=False, prior_mean=_tails(quantiles), shape=(*shape, len(quantiles))
     )
 
 

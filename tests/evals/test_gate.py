@@ -324,4 +324,6 @@ def test_the_gravest_finding_decides() -> None:
     assert (mixed.outcome, mixed.reason) == (Outcome.ERROR, "because ERROR")
     worst = conclude((finding(Outcome.ERROR), finding(Outcome.FAIL), finding(Outcome.FAIL)))
     assert (worst.outcome, worst.reason) == (Outcome.FAIL, "because FAIL (and 1 more)")
+    assert (worst.passed, worst.failed) == (False, True)
+    assert (passes.passed, mixed.failed) == (True, False)
     assert worst.as_dict()["findings"][0]["metric"] == "m"
