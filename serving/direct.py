@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import socket
 import time
+import weakref
 from collections import defaultdict, deque
 from typing import cast
 
@@ -19,12 +20,16 @@ _REPLAY = {"x-interlock-replay": "1"}
 """Tells the capture that this is no live request: it must not be replayed once more."""
 
 
+_Idle = defaultdict[int, deque[http.client.HTTPConnection]]
+
+
 class DirectClient:
     """Keep-alive connections to replicas by port, shared by threads."""
 
     def __init__(self, host: str) -> None:
         self._host = host
-        self._idle: dict[int, deque[http.client.HTTPConnection]] = defaultdict(deque)
+        self._idle: _Idle = defaultdict(deque)
+        weakref.finalize(self, _close_all, self._idle)  # for callers that only ever drop it
 
     def post(self, port: int, path: str, body: bytes, *, content_type: str, timeout_s: float) -> Reply:
         """One POST. `status` 0 when nothing came within the time, or the connection broke."""
@@ -37,9 +42,7 @@ class DirectClient:
 
     def close(self) -> None:
         """Close what is idle."""
-        for idle in self._idle.values():
-            while idle:
-                idle.pop().close()
+        _close_all(self._idle)
 
     def _request(
         self, method: str, port: int, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float
@@ -84,3 +87,9 @@ class DirectClient:
         else:
             idle.append(connection)
         return Reply(response.status, content, elapsed_ms, response.getheader("content-type") or "")
+
+
+def _close_all(connections: _Idle) -> None:
+    for idle in connections.values():
+        while idle:
+            idle.pop().close()

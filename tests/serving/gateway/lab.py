@@ -181,10 +181,10 @@ class Lab:
     def raw(self, data: bytes, *, timeout_s: float = 5) -> bytes:
         """Whatever comes back for bytes that are perhaps no request."""
         with socket.create_connection(("127.0.0.1", self.settings.gateway_port), timeout=timeout_s) as plug:
-            plug.sendall(data)
-            plug.shutdown(socket.SHUT_WR)
             parts = []
             try:
+                plug.sendall(data)
+                plug.shutdown(socket.SHUT_WR)
                 while part := plug.recv(65536):
                     parts.append(part)
             except OSError:

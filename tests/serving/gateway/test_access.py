@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
+import socket
+import ssl
 import time
+import warnings
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from serving.errors import Refused
 from serving.gateway.identity import user_hmac, user_key
 from serving.gateway.keys import Keys
-from tests.serving.gateway.lab import Lab, eventually
+from serving.gateway.places import tls_certificate_path
+from tests.serving.gateway.lab import Lab, eventually, free_port, lab_settings
 
 pytestmark = pytest.mark.slow
 
@@ -296,3 +307,58 @@ def test_the_gateway_says_that_it_is_well_and_measures_itself(lab: Lab) -> None:
     url = f"http://127.0.0.1:{lab.settings.gateway_metrics_port}/metrics"
     with urllib.request.urlopen(url, timeout=5) as answer:
         assert b'haproxy_backend_http_responses_total{proxy="flights.blue",code="2xx"}' in answer.read()
+
+
+def test_tls_serves_the_same_over_http_1_and_the_key_matters(tmp_path: Path) -> None:
+    settings = lab_settings(tmp_path, gateway_tls_port=free_port())
+    certificate = write_certificate(tls_certificate_path(settings))
+    lab = Lab(settings)
+    try:
+        lab.up()
+        lab.serve("flights")
+        trusted = ssl.create_default_context(cadata=certificate)
+        for headers, expected in (({"x-api-key": lab.key}, 200), ({}, 401)):
+            connection = http.client.HTTPSConnection(
+                "localhost", settings.gateway_tls_port, context=trusted, timeout=10
+            )
+            connection.request("POST", "/flights/invocations", b"{}", headers)
+            assert connection.getresponse().status == expected
+            connection.close()
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with (
+            socket.create_connection(("127.0.0.1", settings.gateway_tls_port or 0), timeout=5) as plug,
+            pytest.raises((ssl.SSLError, ConnectionError)),
+        ):
+            old.wrap_socket(plug)
+    finally:
+        lab.down()
+
+
+def write_certificate(path: Path) -> str:
+    """A self-signed certificate of localhost, with its key; returns the certificate's text."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(tz=UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    text = certificate.public_bytes(serialization.Encoding.PEM).decode()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+    path.write_text(text + private.decode())
+    path.chmod(0o600)
+    return text
