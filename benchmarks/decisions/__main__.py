@@ -66,9 +66,9 @@ def race(
     """All methods on the same streams."""
     looks = UNITS // per_look
     first = {method.name: np.full(streams, np.inf) for method in methods}
-    played = np.zeros(streams)
+    played = np.zeros(streams)  # expected candidate units: what an operator plans with
     for counts in play(scenario, streams=streams, looks=looks, per_look=per_look, rng=rng):
-        played += counts.units_b
+        played += 20 * per_look * counts.pi
         for method in methods:
             mine = first[method.name]
             rejected = method.look(counts) & np.isinf(mine)
@@ -149,7 +149,7 @@ def endings(scale: float) -> list[Ending]:
         played = np.zeros(streams)
         scenario = Scenario(name, constant(0.01), ratio=ratio)
         for counts in play(scenario, streams=streams, looks=UNITS // 50, per_look=50, rng=rng):
-            played += counts.units_b
+            played += 50
             rejected, shown = controller.look(counts, rng)
             open_still = np.isinf(back) & np.isinf(good)
             back[rejected & open_still] = played[rejected & open_still]

@@ -66,7 +66,6 @@ class Controller:
         self._latency = (latency_worse(names, shape=shape), latency_fine(names, shape=shape))
         for process in (*self._processes, *self._latency):
             process.levels = BINARY
-        self._seen = np.zeros((4, self.streams))
 
     def look(self, counts: Counts, rng: np.random.Generator) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Whether each stream is rolled back, and whether it may be promoted, now."""

@@ -104,7 +104,7 @@ def _units(value: float) -> str:
 def _fast(rows: Sequence[Row]) -> list[str]:
     lines = [
         "",
-        "Ours, looked at every 20 candidate units:",
+        "Ours, errors alone, looked at every 20 candidate units:",
         "",
         "| harm | median | P90 | power |",
         "|---|---|---|---|",

@@ -135,7 +135,7 @@ def play_users(
             fresh = (requests > 0) & (seen_in == looks_per_step)
             seen_in[fresh] = look
             entering = fresh & (share > held)
-            pi = np.round((share - held) / (1 - held), 12)
+            pi = np.round((share - held) / np.maximum(1 - held, 1e-9), 12)
             window = np.minimum(requests, 10)
             bad = _of_window(errors, requests, window, rng)
             exact = 20 * bad / np.maximum(window, 1)
