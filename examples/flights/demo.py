@@ -102,7 +102,7 @@ class Demo:
             begun = time.monotonic()
             fitted.append(train(role, files))
             self.tell.say(f"trained {role} ({time.monotonic() - begun:.1f} s)")
-        self.stand.wait_for_mlflow(120, failed)
+        self.stand.wait_for_mlflow(300, failed)  # `up` gives up earlier, and says why
         import mlflow
 
         mlflow.set_tracking_uri(self.stand.settings.mlflow_url)
