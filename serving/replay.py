@@ -215,19 +215,22 @@ class Replayer:
 
     async def _may_send(self, deadline: float, pause: _Pause) -> bool:
         """Wait for the pause to end and for this request's turn; False where time runs out first."""
-        while self._must_pause():
-            if self._clock() >= deadline:
+        while True:
+            while self._must_pause():
+                before = self._clock()
+                if before >= deadline:
+                    return False
+                await self._sleep(_PAUSE_POLL_S)
+                pause.add(before, self._clock())
+            turn = max(self._clock(), self._next_send)
+            if turn > deadline:
                 return False
-            before = self._clock()
-            await self._sleep(_PAUSE_POLL_S)
-            pause.add(before, self._clock())
-        turn = max(self._clock(), self._next_send)
-        if turn > deadline:
-            return False
-        self._next_send = turn + 1 / self._rate_per_s
-        if (wait_s := turn - self._clock()) > 0:
-            await self._sleep(wait_s)
-        return True
+            self._next_send = turn + 1 / self._rate_per_s
+            if turn <= self._clock():
+                return True
+            await self._sleep(turn - self._clock())
+            if not self._must_pause():  # it may have begun while we waited for our turn
+                return True
 
     async def _pair(self, exchange: Exchange) -> Pair:
         if self._rng.random() >= self._both_share:

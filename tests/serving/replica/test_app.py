@@ -56,7 +56,7 @@ def spec(**more: Any) -> ReplicaSpec:
         "mlflow_tracking_uri": "http://127.0.0.1:1",
         "model_cache_dir": Path("unused"),
         "max_body_bytes": 1000,
-        "request_timeout_s": 5,
+        "request_timeout_s": 60,
     }
     return ReplicaSpec(**(values | more))
 

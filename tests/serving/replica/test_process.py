@@ -25,7 +25,7 @@ from tests.serving.replica.conftest import ROOT, Registry
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 JSON = {"content-type": "application/json"}
-START_S_MAX = 120
+START_S_MAX = 240
 
 
 @dataclass
