@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -12,7 +16,7 @@ from hypothesis import strategies as st
 from serving.buckets import bucket_of
 from serving.endpoint import Route, Slot
 from serving.errors import Fenced, LeaseExpired, NotApplied, Refused
-from serving.gateway.maps import GRANT_MAP, ROUTE_MAP
+from serving.gateway.maps import GRANT_MAP, ROUTE_MAP, format_route, read_map
 from serving.local import LocalEndpoint
 from tests.serving.gateway.lab import Lab, eventually
 from tests.serving.gateway.load import Load
@@ -207,3 +211,44 @@ def test_state_survives_a_restart_of_the_gateway(lab: Lab, flights: LocalEndpoin
     eventually(lambda: lab.ask().status == 200)
     assert lab.ask().version == "2"
     assert flights.describe().route == dataclasses.replace(route, until=float(int(route.until)))
+
+
+STALE = """
+import dataclasses, pickle, sys, time
+from serving.errors import Fenced
+from serving.gateway.plane import RoutePlane
+settings, route = pickle.loads(bytes.fromhex(sys.argv[1]))
+plane = RoutePlane(settings)
+print("running", flush=True)
+while True:
+    asked = dataclasses.replace(route, share_bp=10_000, until=time.time() + 60)
+    try:
+        plane.apply(asked, before_new=lambda current: None)
+    except Fenced:
+        sys.exit(42)
+"""
+
+
+def test_a_release_that_was_stopped_in_the_middle_changes_nothing_when_it_wakes(
+    lab: Lab, flights: LocalEndpoint
+) -> None:
+    """Stopped wherever it happens to be, a rollback by hand, woken: it finds itself fenced."""
+    for number in range(8):
+        route = begin(lab, flights)
+        handed = pickle.dumps((lab.settings, route)).hex()
+        with subprocess.Popen([sys.executable, "-c", STALE, handed], stdout=subprocess.PIPE) as stale:
+            try:
+                assert stale.stdout is not None
+                assert stale.stdout.readline() == b"running\n"
+                eventually(lambda: lab.ask().version == "2")
+                time.sleep(0.003 * number)
+                stale.send_signal(signal.SIGSTOP)
+                rolled_back = begin(lab, flights)
+                stale.send_signal(signal.SIGCONT)
+                assert stale.wait(10) == 42
+            finally:
+                stale.kill()
+        assert lab.ask().version == "1"
+        assert flights.describe().route == rolled_back
+        on_disk = read_map(lab.settings.gateway_dir / ROUTE_MAP)["flights"]
+        assert on_disk == format_route(rolled_back), "also after a restart"
