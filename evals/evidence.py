@@ -40,7 +40,7 @@ from evals.sequential import (
 FAMILY_WEIGHTS = {ERRORS: 0.4, "latency": 0.4, QUALITY: 0.2}
 """Of the families that can be asked; a family without data sources gives its weight to the others."""
 _BUDGET_WEIGHT = 0.25
-_RESERVE = 0.1
+_RESERVE = 0.05
 RESTAKE_AT_STEP = 0.5
 RESTAKE_PER_UNIT = 2e-5
 _WORSE_ODDS = (1.5, 2.0, 4.0, 10.0)
@@ -59,8 +59,8 @@ class Question:
 def errors_worse(policy: Canary, *, prior_mean: float = 0.01, shape: tuple[int, ...] = ()) -> TwoSample:
     """Null: the candidate's errors exceed the champion's by the tolerance at most."""
     return TwoSample(
-        times(1.5, 2, 3, 5, 10, 30),
-        [0.2, 0.3, 0.15, 0.12, 0.15, 0.08],
+        times(1.5, 2, 3, 6, 15),
+        [0.15, 0.35, 0.15, 0.15, 0.2],
         worse=True,
         excess=policy.errors.tolerance,
         prior_mean=prior_mean,

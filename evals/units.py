@@ -6,7 +6,7 @@ probability of that assignment. `UnitTracker` turns requests into such units.
 assign_by: request. The gateway draws a bucket for each request, so each request is a unit and
 pi is the effective share at its arrival. The same holds for requests that name no user.
 
-assign_by: user. A user's bucket U is uniform in [0, 1), fixed for the generation (its salt), and
+assign_by: user. A user's bucket U is uniform in [0, 1), fixed by the salt, and
 a user is the candidate's while U < share. So
 - a user first seen at share s is the candidate's with probability s;
 - a user last known on the champion's side at share h has U >= h, and nothing else is known of U,
@@ -172,10 +172,10 @@ class _Users:
 
 
 class UnitTracker:
-    """Turns observed requests into per-look sufficient statistics, for one generation.
+    """Turns observed requests into per-look sufficient statistics, for one salt.
 
-    Keep one tracker a generation: a new generation has a new salt, so users are drawn anew, and
-    the caller leaves out rows of other generations. State is one row a user (none when requests
+    Keep one tracker as long as the salt that draws the users stays: under a new one all users are
+    drawn anew. The caller leaves out rows of other releases. State is one row a user (none when requests
     are the units) and the requests that have not settled.
     """
 
