@@ -30,7 +30,9 @@ PROJECT_DIR = Path(__file__).resolve().parent.parent
 """Where prefect.yaml and the rooms are."""
 
 _EXCERPT_LINES = 15
-_SERVER_START_S = 120.0
+_SERVER_START_S = 300.0
+_ENDINGS_MAX = 3
+"""A program that ended this often while we waited will not come up by waiting longer."""
 _FIRST_STOPPED = 900
 _LAST_STOPPED = 100
 
@@ -241,20 +243,27 @@ def wait_healthy(
 ) -> None:
     """Return once every server answers; `on_healthy(server, seconds)` as each one does.
 
-    Raises NotHealthy with the log's last lines for one that does not in its time, or that
-    supervisord gave up on.
+    Raises NotHealthy with the log's last lines for one that does not in its time, that ends again
+    and again, or that supervisord gave up on.
     """
     started = time.monotonic()
     waiting = list(servers)
+    pids: dict[str, set[int]] = {server.name: set() for server in waiting}
     while waiting:
-        states = supervisor.states()
+        processes = supervisor.processes()
         elapsed_s = time.monotonic() - started
         for server in tuple(waiting):
-            state = states.get(server.name, "UNKNOWN")
+            process = processes.get(server.name)
+            state = process.state if process else "UNKNOWN"
+            pids[server.name].add(process.pid if process else 0)
             if is_healthy(server, state):
                 waiting.remove(server)
                 on_healthy(server, elapsed_s)
-            elif state == "FATAL" or elapsed_s > server.start_timeout_s:
+            elif (
+                state == "FATAL"
+                or elapsed_s > server.start_timeout_s
+                or len(pids[server.name] - {0}) > _ENDINGS_MAX
+            ):
                 raise NotHealthy(_failure(server, state, elapsed_s))
         if waiting:
             time.sleep(0.2)

@@ -103,15 +103,23 @@ def test_health_is_waited_for(stack_settings: Settings, supervisor: Supervisor) 
     assert answers(server.health_url or "")
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_come_up_shows_its_log(
     stack_settings: Settings, supervisor: Supervisor
 ) -> None:
-    server = fake_server(stack_settings, "web", "raise SystemExit('the disk is full')", wait_s=2)
+    server = fake_server(stack_settings, "web", "raise SystemExit('the disk is full')", wait_s=600)
     supervisor.ensure(server.describe())
     with pytest.raises(NotHealthy, match="the disk is full") as caught:
         wait_healthy([server], supervisor, lambda it, seconds: None)
     assert str(server.log_path) in str(caught.value)
     assert "Next: interlock logs web" in str(caught.value)
+
+
+def test_a_server_that_never_answers_has_its_time(stack_settings: Settings, supervisor: Supervisor) -> None:
+    server = fake_server(stack_settings, "web", "import time; time.sleep(600)", wait_s=1)
+    supervisor.ensure(server.describe())
+    with pytest.raises(NotHealthy, match="does not"):
+        wait_healthy([server], supervisor, lambda it, seconds: None)
 
 
 def test_leftovers_of_another_configuration_are_not_started(stack_settings: Settings) -> None:
