@@ -38,10 +38,10 @@ BOARD_SIZES = ((1, 0.50), (2, 0.10), (3, 0.10), (4, 0.15), (5, 0.15))
 IN_FLIGHT_MAX = 2_000
 """With so many unanswered, further requests count as failed: the machine is lost, not slow."""
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 _FLUSH_S = 0.5
 _RECENT_S = 5.0
-_DRAIN_S = 12.0
+_DRAIN_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
