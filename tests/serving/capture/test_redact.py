@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.capture.redact import Redaction
@@ -86,6 +86,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_never_raises_and_never_keeps_a_dropped_key(value: object) -> None:
     for document in (value, {"inputs": value}, {"dataframe_split": {"columns": value, "data": value}}):

@@ -1,6 +1,6 @@
 """Fills a registry of its own with the models that the tests serve. Run as a process:
 
-    python -m tests.serving.replica.registering FOLDER
+    python -m tests.serving.replica.registering FOLDER [NAME ...]
 
 writes `FOLDER/mlflow.db` and the artifacts, and prints the versions as one line of JSON. In a
 process of its own, because what MLflow warns of while logging is not what these tests are about.
@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 STRANGE = Path(__file__).with_name("strange_model.py")
 
 
-def main(folder: Path) -> dict[str, str]:
-    """Register every model; name to `models:/name/1`."""
+def main(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Register the models of these names, or all; name to `models:/name/1`."""
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri(folder))
@@ -25,12 +26,9 @@ def main(folder: Path) -> dict[str, str]:
         experiment_id=mlflow.create_experiment("tests", artifact_location=f"file://{folder}/art")
     )
     with mlflow.start_run():
-        log_strange()
-        log_flights()
-        log_tensor()
-        log_unsigned()
-        log_hinted()
-    return {name: f"models:/{name}/1" for name in ("strange", "flights", "tensor", "unsigned", "hinted")}
+        for name in names or MODELS:
+            MODELS[name]()
+    return {name: f"models:/{name}/1" for name in names or MODELS}
 
 
 def tracking_uri(folder: Path) -> str:
@@ -143,5 +141,13 @@ def log_hinted() -> None:
     )
 
 
+MODELS = {
+    "strange": log_strange,
+    "flights": log_flights,
+    "tensor": log_tensor,
+    "unsigned": log_unsigned,
+    "hinted": log_hinted,
+}
+
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]))))
+    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2:])))
