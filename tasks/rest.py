@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ class Server:
         self.title = title
         self.url = url
         self._client = httpx.Client(headers=dict(headers), timeout=30, trust_env=not is_loopback(url))
+        weakref.finalize(self, self._client.close)
 
     def call(self, method: str, path: str, body: object = None, *, missing_ok: bool = False) -> Any:
         """The decoded answer; None for an empty one, and for 404 with `missing_ok`.
