@@ -56,15 +56,21 @@ class Account:
     mlflow_url: str = ""
 
     @property
+    def surprise(self) -> str:
+        """How this differs from the role's part in the story; "" where it does not."""
+        state, stage = EXPECTED[self.role]
+        serves = self.role == ROLES[0] and self.outcome == SERVES
+        found: list[str] = []
+        if not serves and (self.outcome != state or stage not in ("", self.stage)):
+            found.append(f"expected {state.lower()}{f' at {stage}' if stage else ''}")
+        if self.machinery_failures:
+            found.append(f"{self.machinery_failures} client requests failed that the candidate did not fail")
+        return "; ".join(found)
+
+    @property
     def as_expected(self) -> bool:
         """Whether this is how the role must end, without any harm by the machinery."""
-        state, stage = EXPECTED[self.role]
-        ended = (
-            self.outcome == SERVES
-            if self.role == ROLES[0] and self.outcome == SERVES
-            else self.outcome == state
-        )
-        return ended and stage in ("", self.stage) and self.machinery_failures == 0
+        return not self.surprise
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from typing import Any
 from examples.flights.accounts import SERVES, Followed, read_requests, report, settle
 from examples.flights.models import ROLES
 from examples.flights.stand import ENDPOINT, DemoFailed, Stand
-from examples.flights.telling import Teller, final_table, outcome_line
+from examples.flights.telling import LEGEND, Teller, final_lines, final_table, outcome_line
 
 MODEL = "flights"
 RATE = 150.0
@@ -241,14 +241,14 @@ class Demo:
             traffic={key: value for key, value in self._traffic().items() if key != "pid"},
             gateway=self.stand.settings.gateway_url,
         )
-        self.tell.console.print()
+        self.tell.chapter("What became of each version")
         self.tell.console.print(final_table(accounts))
-        for account in accounts:
-            if account.flow_run_url:
-                links = (
-                    f"v{account.version}  Prefect {account.flow_run_url}\n    MLflow  {account.mlflow_url}"
-                )
-                self.tell.console.print(links, soft_wrap=True, markup=False)
+        self.tell.console.print(LEGEND, style="dim", markup=False)
+        self.tell.console.print()
+        for line in final_lines(accounts):
+            self.tell.console.print(line, soft_wrap=True, markup=False)
+        if outside:
+            self.tell.console.print(f"NOT AS EXPECTED: {outside} client requests failed between the releases")
         return result
 
 

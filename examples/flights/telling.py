@@ -169,36 +169,44 @@ def outcome_line(account: Account) -> str:
 
 
 def final_table(accounts: Sequence[Account]) -> Table:
-    """Everything, one row a version."""
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, title="What became of each version", title_justify="left"
-    )
-    numbers = (
-        "live requests\nit answered",
-        "of them\nits own errors",
-        "decision to its\nlast request",
-        "failed by\nthe machinery",
-    )
-    for heading in ("version", "outcome", "stage"):
+    """Everything but the reasons, one row a version; fits 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("version", "outcome", "decided in"):
         table.add_column(heading, no_wrap=True)
-    table.add_column("reason", overflow="fold", min_width=30)
-    for heading in numbers:
+    for heading in ("requests\nanswered", "its own\nerrors", "last one\nafter", "failed\nby us"):
         table.add_column(heading, justify="right", no_wrap=True)
     for account in accounts:
         last = "" if account.last_request_ms is None else f"{account.last_request_ms:.0f} ms"
-        mark = _MARK.get(account.outcome, account.outcome.lower())
-        surprise = "" if account.as_expected else " [bold red](not expected)[/]"
         table.add_row(
             f"v{account.version} {account.role}",
-            mark + surprise,
+            _MARK.get(account.outcome, f"[yellow]{account.outcome.lower()}[/]"),
             account.stage,
-            _plain(account.reason),
             f"{account.answered:,}",
             f"{account.own_failures:,}",
             last,
             f"{account.machinery_failures:,}",
         )
     return table
+
+
+LEGEND = (
+    "requests answered: live ones; its own errors: of those; last one after: from the decision to the\n"
+    "last request that the version was given; failed by us: client requests that failed in the time of\n"
+    "the release for any reason but the candidate's own errors"
+)
+
+
+def final_lines(accounts: Sequence[Account]) -> list[str]:
+    """The reason in numbers and the links of every version, and what was not expected."""
+    lines: list[str] = []
+    for account in accounts:
+        lines.append(f"v{account.version} {account.role}: {account.reason}")
+        if account.surprise:
+            lines.append(f"    NOT AS EXPECTED: {account.surprise}")
+        if account.flow_run_url:
+            lines.append(f"    Prefect {account.flow_run_url}")
+            lines.append(f"    MLflow  {account.mlflow_url}")
+    return lines
 
 
 def _power(log10: float) -> str:

@@ -10,7 +10,14 @@ import pytest
 from rich.console import Console
 
 from examples.flights.accounts import SERVES, Account, Followed, read_requests, report, settle
-from examples.flights.telling import Teller, evidence_words, final_table, outcome_line, stage_words
+from examples.flights.telling import (
+    Teller,
+    evidence_words,
+    final_lines,
+    final_table,
+    outcome_line,
+    stage_words,
+)
 
 
 def release(role: str, version: str, state: str, stage: str, start: float, end: float, **more) -> Followed:
@@ -161,9 +168,16 @@ def test_without_a_terminal_the_story_is_plain_dated_lines() -> None:
     assert lines[-1].endswith("v4 rejected at canary after 20 s: because of neighbours")
 
 
-def test_the_table_names_a_surprise() -> None:
+def test_the_end_names_a_surprise_and_fits_a_narrow_terminal() -> None:
     out = io.StringIO()
-    bad = Account("3", "timetable", "PROMOTED", "promote", "E >= 20 [on errors]", 5, 0, None, 0, 10.0)
-    Console(file=out, width=200).print(final_table([bad]))
-    assert "not expected" in out.getvalue()
-    assert "[on errors]" in out.getvalue()
+    console = Console(file=out, width=80)
+    bad = Account(
+        "123", "timetable", "PROMOTED", "promote", "E >= 20 [on errors]", 1_050_000, 7, None, 3, 10.0
+    )
+    console.print(final_table([bad]))
+    assert "…" not in out.getvalue()
+    assert "v123 timetable" in out.getvalue()
+    assert "1,050,000" in out.getvalue()
+    lines = final_lines([bad])
+    assert lines[0] == "v123 timetable: E >= 20 [on errors]"
+    assert "expected rejected at shadow; 3 client requests failed" in lines[1]
