@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 INTRO = """# Decisions, measured
 
 Written by `make bench-decisions`{scale}; do not edit. The seeds stand in the code and were
-fixed before any result. Base error rate 1%, share 5% unless said, up to 20,000 candidate units, looked at every 50
-candidate units. The rules that judge windows see windows of 200. Peers are re-implemented from
+fixed before any result.
+Base error rate 1%, share 5% unless said, up to 20,000 candidate units, looked at every 50 of them. The rules that judge windows see windows of 200. Peers are re-implemented from
 their descriptions (`benchmarks/decisions/peers.py`), see errors only, and run with the settings named.
 
 ## Good versions that were rolled back
@@ -138,6 +138,7 @@ def _plot(path: Path, rows: Sequence[Row]) -> None:
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "interlock"
+    mpl.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5))
