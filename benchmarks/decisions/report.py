@@ -15,7 +15,8 @@ INTRO = """# Decisions, measured
 
 Written by `make bench-decisions`{scale}; do not edit. The seeds stand in the code and were
 fixed before any result.
-Base error rate 1%, share 5% unless said, up to 20,000 candidate units, looked at every 50 of them. The rules that judge windows see windows of 200. Peers are re-implemented from
+Base error rate 1%, share 5% unless said, up to 20,000 candidate units, looked at every 50 of them.
+The rules that judge windows see windows of 200. Peers are re-implemented from
 their descriptions (`benchmarks/decisions/peers.py`), see errors only, and run with the settings named.
 
 ## Good versions that were rolled back
