@@ -10,7 +10,7 @@ SQLite by default, any SQLAlchemy URL otherwise.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -126,7 +126,9 @@ class Journal:
         """The endpoint's one release that is not final, or None."""
         return next((row for row in self.releases(endpoint) if not row.state.final), None)
 
-    def add_release(self, endpoint: str, version: str, *, champion: str, now: float) -> ReleaseRow:
+    def add_release(
+        self, endpoint: str, version: str, *, champion: str, policy: Mapping[str, Any], now: float
+    ) -> ReleaseRow:
         """A new release in state INTERRUPTED, that is: free to be claimed.
 
         Raises `Refused` while another one of the endpoint is not final.
@@ -163,6 +165,7 @@ class Journal:
                 "ended_at": None,
                 "decided_at": None,
                 "decided_stage": "",
+                "policy": dict(policy),
                 "verdicts": {},
                 "progress": {},
             }
@@ -314,13 +317,13 @@ class Journal:
             return connection.execute(statement).rowcount
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self) -> Generator[None]:
         try:
             yield
         except (exc.OperationalError, exc.TimeoutError) as error:
             raise PlatformUnavailable(
                 f"the journal {self._url.render_as_string()} does not answer: {error.__class__.__name__}: "
-                f"{str(error.__cause__ or error)[:200]}. Next: check its disk or server, then run the same again"
+                f"{str(error.__cause__ or error)[:200]}. Next: check its disk or server, then repeat"
             ) from error
 
 

@@ -43,6 +43,7 @@ RELEASES = sa.Table(
     sa.Column("ended_at", sa.Float, nullable=True),
     sa.Column("decided_at", sa.Float, nullable=True),
     sa.Column("decided_stage", sa.String(16), nullable=False),
+    sa.Column("policy", sa.JSON, nullable=False),
     sa.Column("verdicts", sa.JSON, nullable=False),
     sa.Column("progress", sa.JSON, nullable=False),
 )

@@ -100,7 +100,8 @@ class ReleaseRow:
     """One attempt to bring one version to production.
 
     `champion` is the version it started against ("" for an endpoint's first), `request` what a
-    person asked of it ("", "pause" or "abort"), `verdicts` the stored verdict of every finished
+    person asked of it ("", "pause" or "abort"), `policy` what it began with and keeps, `verdicts` the
+    stored verdict of every finished
     stage, `progress` the newest numbers for humans. Times are seconds since the epoch.
     """
 
@@ -121,6 +122,7 @@ class ReleaseRow:
     ended_at: float | None
     decided_at: float | None
     decided_stage: str
+    policy: Mapping[str, Any] = field(default_factory=dict)
     verdicts: Mapping[str, Any] = field(default_factory=dict)
     progress: Mapping[str, Any] = field(default_factory=dict)
 

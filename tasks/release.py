@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from configs.policy import Policy
 from evals.verdict import Verdict
 from serving.errors import Fenced, PlatformUnavailable, Refused
 from serving.journal import Journal
@@ -162,7 +163,13 @@ def open_release(
     existing = bench.journal.open_release(bench.name)
     if existing is None:
         _refuse_unwelcome(bench, row.champion, version, again=again, reason=reason)
-        existing = bench.journal.add_release(bench.name, version, champion=row.champion, now=bench.clock())
+        existing = bench.journal.add_release(
+            bench.name,
+            version,
+            champion=row.champion,
+            policy=bench.policy.model_dump(mode="json"),
+            now=bench.clock(),
+        )
     elif existing.version != version:
         raise Refused(
             f"{bench.name}: version {version} was asked for while {existing.id} is {existing.state} in stage "
@@ -173,6 +180,8 @@ def open_release(
     claimed = bench.journal.claim(
         existing.id, owner, lease_s=bench.policy.canary.lease_s, now=bench.clock(), flow_run_id=flow_run_id
     )
+    # A resumed release goes on under the policy that it began with: its evidence was counted by it.
+    bench.policy = Policy.model_validate(claimed.policy)
     if claimed.champion != row.champion:
         # The champion changed while the release was interrupted: nothing it had shown still holds.
         claimed = bench.journal.update_release(

@@ -7,7 +7,7 @@ become `TrackingUnavailable` (try again) or `TrackingRefused` (do not).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +113,7 @@ class Runs:
 
 
 @contextmanager
-def _translated(asked: str, tracking_uri: str) -> Iterator[None]:
+def _translated(asked: str, tracking_uri: str) -> Generator[None]:
     """Turn MLflow's errors into ours, once."""
     import requests
     from mlflow.exceptions import MlflowException

@@ -231,7 +231,9 @@ def test_a_verdict_that_nobody_acted_on_is_carried_out_by_the_next_run(
 def test_a_second_release_is_refused_with_the_first_ones_name(world: World) -> None:
     world.add("2", Version())
     world.add("3", Version())
-    world.journal.add_release("flights", "2", champion="1", now=world.clock.now)
+    world.journal.add_release(
+        "flights", "2", champion="1", policy=world.policy.model_dump(mode="json"), now=world.clock.now
+    )
     state = run("3")
     assert (state.name, state.type) == ("Refused", StateType.CANCELLED)
     assert state.message is not None

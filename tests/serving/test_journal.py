@@ -19,7 +19,7 @@ def journal(tmp_path: Path) -> Journal:
 
 
 def open_release(journal: Journal, version: str = "2", now: float = 100.0):
-    return journal.add_release("flights", version, champion="1", now=now)
+    return journal.add_release("flights", version, champion="1", policy={}, now=now)
 
 
 def test_an_endpoint_begins_empty_and_is_made_once(journal: Journal) -> None:

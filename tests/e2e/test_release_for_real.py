@@ -1,0 +1,132 @@
+"""A whole release on real servers: from an alias in MLflow to promotion, rejection, death and resumption."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Generator
+
+import pytest
+
+from configs.settings import Settings
+from serving.gateway.keys import Keys
+from tests.e2e.stand import Stand, Traffic, kill
+from tests.serving.stack.conftest import free_ports
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("real-stack")]
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stand]:
+    folder = tmp_path_factory.mktemp("e2e")
+    gateway, metrics, hook, mlflow, prefect = free_ports(5)
+    settings = Settings(
+        state_dir=folder / "state",
+        policy_dir=folder / "policies",
+        gateway_port=gateway,
+        gateway_metrics_port=metrics,
+        hook_port=hook,
+        mlflow_port=mlflow,
+        prefect_port=prefect,
+        mlflow_tracking_uri=None,
+        prefect_api_url=None,
+    )
+    made = Stand(settings)
+    try:
+        made.interlock("up")
+        yield made
+    finally:
+        made.interlock("down", check=False)
+
+
+@pytest.fixture(scope="module")
+def traffic(stand: Stand) -> Generator[Traffic]:
+    """Requests from the first champion on."""
+    champion = stand.register()
+    stand.alias(champion)
+    stand.await_release(champion, lambda one: one["state"] == "PROMOTED", 240)
+    assert stand.aliases() == {"champion": champion}
+    key = Keys(stand.settings).create("e2e")
+    with Traffic(f"{stand.settings.gateway_url}/sums/invocations", key) as running:
+        yield running
+
+
+def test_an_alias_is_all_it_takes_to_promote_a_good_version(stand: Stand, traffic: Traffic) -> None:
+    begun = time.time()
+    version = stand.register(offset=0.001)
+    stand.alias(version)
+    ended = stand.await_release(version, lambda one: one["state"] != "RUNNING" and bool(one["ended_at"]), 300)
+    assert ended["state"] == "PROMOTED", ended
+    assert stand.aliases() == {"champion": version, "previous": ended["champion"]}
+    answers = traffic.since(begun)
+    assert {status for status, _ in answers} == {200}
+    after = traffic.since(ended["decided_at"] + 0.5)
+    assert {seen for _, seen in after} <= {version}
+
+
+def test_a_version_that_fails_on_live_inputs_never_answers_a_user(stand: Stand, traffic: Traffic) -> None:
+    begun = time.time()
+    version = stand.register(fails=True)
+    stand.alias(version)
+    ended = stand.await_release(version, lambda one: bool(one["ended_at"]), 300)
+    assert (ended["state"], ended["decided_stage"]) == ("REJECTED", "shadow"), ended
+    answers = traffic.since(begun)
+    assert version not in {seen for _, seen in answers}
+    assert {status for status, _ in answers} == {200}
+    assert "candidate" not in stand.aliases()
+
+
+def test_a_killed_canary_gives_its_traffic_back_and_resumes(stand: Stand, traffic: Traffic) -> None:
+    version = stand.register(offset=0.002)
+    stand.alias(version)
+    running = stand.await_release(
+        version, lambda one: one["stage"] == "canary" and one["progress"].get("look", 0) >= 2, 300
+    )
+    flow_run_id = running["flow_run_url"].rsplit("/", 1)[1]
+    # Nothing of Interlock may take part: the worker, which would report the crash, dies as well.
+    worker = stand.program("worker")["pid"]
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        killed_at = time.time()
+        kill(stand.flow_process(flow_run_id))
+        time.sleep(10 + 3)
+        answers = traffic.since(killed_at + 10 + 1.5)
+        assert answers
+        assert set(answers) == {(200, running["champion"])}
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    stand.await_release(version, lambda one: one["state"] == "INTERRUPTED", 180)
+    assert stand.aliases().get("candidate") == version
+    stand.interlock("resume", "sums")
+    ended = stand.await_release(version, lambda one: bool(one["ended_at"]), 300)
+    assert (ended["state"], ended["release"]) == ("PROMOTED", running["release"])
+    assert {status for status, _ in traffic.since(killed_at)} == {200}
+
+
+def test_a_stopped_flow_that_wakes_up_after_a_rollback_by_hand_changes_nothing(
+    stand: Stand, traffic: Traffic
+) -> None:
+    version = stand.register(offset=0.003)
+    stand.alias(version)
+    running = stand.await_release(
+        version, lambda one: one["stage"] == "canary" and one["progress"].get("look", 0) >= 2, 300
+    )
+    pid = stand.flow_process(running["flow_run_url"].rsplit("/", 1)[1])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        stand.interlock("rollback", "sums", "--reason", "looks wrong")
+        rolled_back_at = time.time()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    before = stand.status()
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and stand.flow_state(running) == "Running":
+        time.sleep(1)
+    assert stand.flow_state(running) == "Interrupted"
+    after = stand.status()
+    assert (after["champion"], after["generation"]) == (before["champion"], before["generation"])
+    answers = traffic.since(rolled_back_at + 0.2)
+    assert {seen for _, seen in answers} == {running["champion"]}
+    assert {status for status, _ in traffic.since(rolled_back_at - 5)} == {200}
+    assert stand.history()[0]["state"] == "ROLLED_BACK"
