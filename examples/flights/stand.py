@@ -75,15 +75,23 @@ class Stand:
         return target
 
     def up(self, told: Callable[[str], None]) -> None:
-        """`interlock up`, line by line. Raises `DemoFailed` with its last words."""
-        process = self._start("up", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        lines: list[str] = []
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            told(lines[-1])
-        if process.wait() != 0:
-            raise DemoFailed("The stack did not come up:\n" + "\n".join(lines[-15:]))
+        """`interlock up`, line by line; once more where it failed, for it goes on where it stopped.
+
+        A busy machine may make a server too slow at first. Raises `DemoFailed` with the last words.
+        """
+        for attempt in ("first", "second"):
+            process = self._start("up", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            lines: list[str] = []
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                told(lines[-1])
+            if process.wait() == 0:
+                return
+            if process.returncode < 0:  # ended by us
+                break
+            told(f"the {attempt} `interlock up` ended with status {process.returncode}")
+        raise DemoFailed("The stack did not come up:\n" + "\n".join(lines[-15:]))
 
     def wait_for_mlflow(self, timeout_s: float, failed: Callable[[], bool]) -> None:
         """Until MLflow answers; `failed` says that waiting is in vain."""

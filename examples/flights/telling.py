@@ -173,7 +173,7 @@ def final_table(accounts: Sequence[Account]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("version", "outcome", "decided in"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("requests\nanswered", "its own\nerrors", "last one\nafter", "failed\nby us"):
+    for heading in ("requests\nanswered", "its\nerrors", "last\nafter", "our\nerrors"):
         table.add_column(heading, justify="right", no_wrap=True)
     for account in accounts:
         last = "" if account.last_request_ms is None else f"{account.last_request_ms:.0f} ms"
@@ -190,9 +190,9 @@ def final_table(accounts: Sequence[Account]) -> Table:
 
 
 LEGEND = (
-    "requests answered: live ones; its own errors: of those; last one after: from the decision to the\n"
-    "last request that the version was given; failed by us: client requests that failed in the time of\n"
-    "the release for any reason but the candidate's own errors"
+    "requests answered: live ones, its errors among them; last after: from the decision\n"
+    "to the last request that the version was given; our errors: client requests that\n"
+    "failed during the release for any reason but the candidate's own errors"
 )
 
 
