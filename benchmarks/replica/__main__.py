@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -34,7 +34,7 @@ PLAIN, JOINED, SILENT = "replica", "replica, batch", "replica, batch, no capture
 
 @dataclass(frozen=True)
 class Server:
-    """One server under test, pinned to the first core."""
+    """One server under test, pinned to the first core once it runs."""
 
     name: str
     port: int
@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server outlives us
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         costs = capture.measure(folder, _body(folder))
@@ -71,6 +72,8 @@ def _compare(folder: Path, rounds: int, seconds: float) -> dict[str, list[dict[s
         ):
             servers.append(stack.enter_context(_replica(name, folder, tracking, changes)))
         for server in servers:
+            _await(server)
+            _pin(server.process.pid, 0)
             _load(server, folder, 1.0)  # warm
         for _ in range(rounds):
             for server in servers:
@@ -79,11 +82,13 @@ def _compare(folder: Path, rounds: int, seconds: float) -> dict[str, list[dict[s
 
 
 def _load(server: Server, folder: Path, seconds: float) -> dict[str, float]:
-    command = [*_pinned(1), sys.executable, "-m", "benchmarks.replica.load"]
-    before = server.cpu_s()
+    command = [sys.executable, "-m", "benchmarks.replica.load"]
     arguments = [str(server.port), str(CONNECTIONS), str(seconds), str(folder / "body.json")]
-    done = subprocess.run([*command, *arguments], capture_output=True, check=True, text=True)
-    result: dict[str, float] = json.loads(done.stdout)
+    before = server.cpu_s()
+    with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        _pin(process.pid, 1)
+        answer, _ = process.communicate()
+    result: dict[str, float] = json.loads(answer)
     assert result["failed"] == 0, f"{server.name}: {result}"
     result["cpu_us"] = 1e6 * (server.cpu_s() - before) / result["requests"]
     return result
@@ -176,19 +181,20 @@ def _replica(
 @contextlib.contextmanager
 def _running(name: str, port: int, command: list[str], environment: dict[str, str]) -> Generator[Server]:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    process = subprocess.Popen(
-        [*_pinned(0), *command], env=os.environ | threads | environment, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command, env=os.environ | threads | environment, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + START_S_MAX
-        while not _is_healthy(port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{name} did not start: {' '.join(command)}")
-            time.sleep(0.2)
         yield Server(name, port, process)
     finally:
         process.kill()
         process.wait()
+
+
+def _await(server: Server) -> None:
+    deadline = time.monotonic() + START_S_MAX
+    while not _is_healthy(server.port):
+        if server.process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"{server.name} did not start")
+        time.sleep(0.2)
 
 
 def _is_healthy(port: int) -> bool:
@@ -199,12 +205,14 @@ def _is_healthy(port: int) -> bool:
         return False
 
 
-def _pinned(core: int) -> list[str]:
-    """Pins a process to a core where the machine has taskset and more than one core."""
+def _pin(pid: int, core: int) -> None:
+    """Keep every thread of a process on one core, where there are two; new threads inherit it."""
     cores = sorted(os.sched_getaffinity(0))
-    if shutil.which("taskset") is None or len(cores) < 2:
-        return []
-    return ["taskset", "-c", str(cores[core])]
+    if len(cores) < 2:
+        return
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), {cores[core]})
 
 
 def _free_port() -> int:
