@@ -161,7 +161,17 @@ def kill_and_wait(stack: Settings, name: str) -> None:
     pid = supervisor.processes()[name].pid
     os.kill(pid, signal.SIGKILL)
     assert eventually(lambda: supervisor.processes()[name].pid not in (0, pid), 60)
+    # workers that the killed leader left behind may still answer: their answers are no recovery
+    assert eventually(lambda: not group_exists(pid), 30)
     assert eventually(lambda: is_healthy(server, supervisor.states()[name]), 180)
+
+
+def group_exists(leader: int) -> bool:
+    try:
+        os.killpg(leader, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_the_command_line_sees_it(stack: Settings) -> None:
