@@ -100,9 +100,9 @@ class ReleaseRow:
     """One attempt to bring one version to production.
 
     `champion` is the version it started against ("" for an endpoint's first), `request` what a
-    person asked of it ("", "pause" or "abort"), `policy` what it began with and keeps, `verdicts` the
-    stored verdict of every finished
-    stage, `progress` the newest numbers for humans. Times are seconds since the epoch.
+    person asked of it ("", "pause" or "abort"), `policy` what it began with and keeps, `verdicts`
+    the stored verdict of every finished stage, `progress` the newest numbers for humans. Times are
+    seconds since the epoch.
     """
 
     id: str
