@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -169,6 +170,8 @@ class _Process:
             loop.call_soon_threadsafe(self._ready, model)
 
     def _ready(self, model: ServedModel) -> None:
+        gc.collect()
+        gc.freeze()  # half a million objects of imports and model, which no collection needs to see again
         self._app.become_ready(model)
         logger.info("%s version %s is ready on port %d", self._spec.uri, self._spec.version, self._spec.port)
 
