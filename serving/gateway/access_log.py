@@ -152,7 +152,7 @@ def _frame(rows: list[tuple[bytes, ...]]) -> pd.DataFrame:
     service_ms = (np.where(answered < 0, ended, answered) - arrived) / 1000 - queued_ms
     is_gone = np.fromiter((_is_unanswered(value) for value in raw["end"]), np.bool_, count)
     status = np.where(is_gone, 0, np.maximum(numbers("status"), 0))
-    is_elsewhere = np.fromiter(map(bytes.__ne__, raw["slot"], raw["served"]), np.bool_, count)
+    is_elsewhere = np.fromiter((value != b"-" for value in raw["served"]), np.bool_, count)
     is_retried = np.fromiter((value not in (b"0", b"-") for value in raw["retries"]), np.bool_, count)
     frame = pd.DataFrame(
         {

@@ -51,7 +51,7 @@ class Keys:
         if not _TENANT.fullmatch(tenant):
             raise Refused(f"tenant {tenant!r} may have letters, digits and ._- only, at most 64 in all")
         key = PREFIX + secrets.token_urlsafe(32)
-        digest = hashlib.sha256(key.encode()).hexdigest()
+        digest = hashlib.sha256(key.encode()).hexdigest().upper()  # as HAProxy's hex writes it
         with timed_lock(self._lock, wait_s=_LOCK_WAIT_S):
             made = ApiKey(digest[:_ID_CHARS], tenant, self._clock(), digest)
             self._save([*self.every(), made])

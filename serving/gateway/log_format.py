@@ -39,7 +39,8 @@ _FIELDS = {
 - `t2`: the last byte went out, or the request was given up
 - `queue_ms`: time in the gateway's queue, waiting for a free place at a replica; -1: never left it
 - `id`: the gateway's own; `client_id`: what the client called it, at most 64 bytes
-- `slot`, `version`: ASSIGNED; `served`: the slot that answered; `replica`: the server that did
+- `slot`, `version`: ASSIGNED; `served`: the slot that answered in its place, else "-"
+- `replica`: the server that answered
 - `share`: basis points as applied, after the lease's end 0; `bucket`: 0 to 9999
 - `retries`: with a "+" where another replica was asked; `end`: HAProxy's termination state
 """

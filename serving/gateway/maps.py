@@ -23,6 +23,7 @@ ROUTE_MAP = "maps/route.map"
 GRANT_MAP = "maps/grant.map"
 KEYS_MAP = "maps/keys.map"
 PATHS_MAP = "maps/paths.map"
+TARGETS_MAP = "maps/targets.map"
 """Names as HAProxy knows them: relative to its working folder."""
 
 _WORD = re.compile(r"[A-Za-z0-9._-]{0,64}")

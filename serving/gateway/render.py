@@ -13,7 +13,7 @@ import json
 import os
 import resource
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from serving.gateway.binary import haproxy_binary
 from serving.gateway.identity import user_key
 from serving.gateway.limits import EndpointLimits, known_limits, limits_of, save_limits
 from serving.gateway.log_format import log_format
-from serving.gateway.maps import GRANT_MAP, KEYS_MAP, PATHS_MAP, ROUTE_MAP, read_map, write_map
+from serving.gateway.maps import GRANT_MAP, KEYS_MAP, PATHS_MAP, ROUTE_MAP, TARGETS_MAP, read_map, write_map
 from serving.gateway.places import (
     admin_socket,
     config_path,
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 HEALTH_PATH = "/gw/health"
-INFERENCE_PATHS = (("/invocations", "POST"),)
-"""What clients may reach below `/{endpoint}`, with the method. Everything else is 404."""
+INFERENCE_PATHS = ("/invocations",)
+"""What clients may POST to below `/{endpoint}`. Everything else is 404."""
 
 ERRORS = {
     400: "bad_request",
@@ -65,7 +65,7 @@ ERRORS = {
 }
 """HAProxy's own answers, as JSON. Only bytes that are no HTTP at all get its built-in text."""
 
-_BUFFER_BYTES = 32_768
+_BUFFER_BYTES = 16_384
 _CONNECTIONS_MAX = 16_384
 _HARD_STOP_MARGIN_S = 30
 _CONFIG_LOCK_WAIT_S = 60.0
@@ -124,8 +124,10 @@ def _write_config(settings: Settings) -> str:
         if not (folder / name).exists():
             write_map(folder / name, {})
     paths, text = _paths(endpoints), _render(settings, endpoints)
-    if (read_map(folder / PATHS_MAP), _text_of(config_path(settings))) != (paths, text):
-        write_map(folder / PATHS_MAP, paths)
+    present = {name: read_map(folder / name) for name in paths}
+    if (present, _text_of(config_path(settings))) != (paths, text):
+        for name, entries in paths.items():
+            write_map(folder / name, entries)
         proposed = folder / "haproxy.proposed.cfg"
         write_private(proposed, text)
         _prove(settings, proposed)
@@ -179,6 +181,9 @@ def _render(settings: Settings, endpoints: list[EndpointLimits]) -> str:
         share_scale=SHARE_SCALE,
         slots=[slot.value for slot in Slot],
         public_endpoints=[one.name for one in endpoints if one.public],
+        by_request=[one.name for one in endpoints if one.assign_by == "request"],
+        by_body=_grouped(endpoints, lambda one: one.body_bytes_max),
+        by_rate=_grouped(endpoints, lambda one: one.rate_per_s),
         endpoints=_with_servers(settings, endpoints),
     )
 
@@ -200,14 +205,20 @@ def _with_servers(settings: Settings, endpoints: list[EndpointLimits]) -> list[_
     return rendered
 
 
-def _paths(endpoints: list[EndpointLimits]) -> dict[str, str]:
-    """paths.map: whole path -> endpoint:method:target:largest body:rate:unit."""
-    paths: dict[str, str] = {}
+def _grouped(endpoints: list[EndpointLimits], value: Callable[[EndpointLimits], int]) -> dict[int, list[str]]:
+    """Endpoints by a limit: most often all have the same, and then a rule needs no name."""
+    groups: dict[int, list[str]] = {}
     for one in endpoints:
-        for path, method in INFERENCE_PATHS:
-            words = (one.name, method, path, str(one.body_bytes_max), str(one.rate_per_s), one.assign_by)
-            paths[f"/{one.name}{path}"] = ":".join(words)
-    return paths
+        groups.setdefault(value(one), []).append(one.name)
+    return groups
+
+
+def _paths(endpoints: list[EndpointLimits]) -> dict[str, dict[str, str]]:
+    """paths.map: whole path -> endpoint; targets.map: whole path -> path at the replica."""
+    return {
+        PATHS_MAP: {f"/{one.name}{path}": one.name for one in endpoints for path in INFERENCE_PATHS},
+        TARGETS_MAP: {f"/{one.name}{path}": path for one in endpoints for path in INFERENCE_PATHS},
+    }
 
 
 @cache

@@ -25,7 +25,7 @@ LINE = {
     "tenant": "acme",
     "user": "fd172bc6",
     "slot": "green",
-    "served": "green",
+    "served": "-",
     "version": "2",
     "generation": "17",
     "share": "5000",
