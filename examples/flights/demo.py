@@ -28,6 +28,7 @@ from examples.flights.accounts import SERVES, Followed, read_requests, report, s
 from examples.flights.models import ROLES
 from examples.flights.stand import ENDPOINT, DemoFailed, Stand
 from examples.flights.telling import LEGEND, Teller, final_lines, final_table, outcome_line
+from serving.errors import ServingError
 
 MODEL = "flights"
 RATE = 150.0
@@ -83,7 +84,9 @@ class Demo:
         starting.start()
         try:
             versions = self._train(files, failed=lambda: bool(failure))
-        except BaseException:
+        except BaseException as error:
+            if failure and isinstance(error, DemoFailed):
+                raise failure[0] from None  # MLflow is missing because the stack did not come up
             self.stand.end_children()
             raise
         finally:
@@ -324,8 +327,11 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             status = 130
             teller.say("interrupted")
-        except DemoFailed as error:
+        except Exception as error:  # whatever it is, the stack must go down in order
+            logging.getLogger("demo").exception("the demo failed")
             teller.end()
+            if not isinstance(error, DemoFailed | ServingError):
+                error = f"Unexpected {type(error).__name__}: {error}. Next: look into {stand.log('demo')}"
             teller.console.print(f"\n{error}", style="red", markup=False, soft_wrap=True)
         finally:
             _finish(stand, teller, keep=keep)
