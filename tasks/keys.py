@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from configs.settings import Settings
-from serving.gateway.keys import ApiKey, Keys
+from serving.gateway.keys import ApiKey, Keys, digest_of
 
 
 def create_key(settings: Settings, tenant: str) -> dict[str, Any]:
     """A new key of a tenant; `key` is in this answer only and stored nowhere."""
     keys = Keys(settings)
     key = keys.create(tenant)
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    made = next(known for known in keys.every(tenant) if known.sha256 == digest)
+    made = next(known for known in keys.every(tenant) if known.sha256 == digest_of(key))
     return {"key": key, **_values(made)}
 
 

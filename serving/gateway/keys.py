@@ -38,6 +38,11 @@ class ApiKey:
     sha256: str
 
 
+def digest_of(key: str) -> str:
+    """The hash under which a key is kept: hexadecimal in capitals, as HAProxy writes it."""
+    return hashlib.sha256(key.encode()).hexdigest().upper()
+
+
 class Keys:
     """The API keys of one gateway."""
 
@@ -51,7 +56,7 @@ class Keys:
         if not _TENANT.fullmatch(tenant):
             raise Refused(f"tenant {tenant!r} may have letters, digits and ._- only, at most 64 in all")
         key = PREFIX + secrets.token_urlsafe(32)
-        digest = hashlib.sha256(key.encode()).hexdigest().upper()  # as HAProxy's hex writes it
+        digest = digest_of(key)
         with timed_lock(self._lock, wait_s=_LOCK_WAIT_S):
             made = ApiKey(digest[:_ID_CHARS], tenant, self._clock(), digest)
             self._save([*self.every(), made])
