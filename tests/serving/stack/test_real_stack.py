@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -164,6 +166,62 @@ def kill_and_wait(stack: Settings, name: str) -> None:
     # workers that the killed leader left behind may still answer: their answers are no recovery
     assert eventually(lambda: not group_exists(pid), 30)
     assert eventually(lambda: is_healthy(server, supervisor.states()[name]), 180)
+
+
+STAND_IN = """
+import time
+from prefect import flow
+
+@flow(name="release")
+def release(endpoint: str):
+    time.sleep(600)
+"""
+
+
+@pytest.mark.e2e
+def test_a_release_that_falls_silent_is_found_and_made_safe(stack: Settings) -> None:
+    """Worker and flow die together: nobody reports it, and only the missing heartbeat tells."""
+    (stack.state / "stand_in.py").write_text(STAND_IN)
+    flow_id = prefect(stack, "/flows/", {"name": "release"})["id"]
+    deployment = {
+        "name": "stand-in",
+        "flow_id": flow_id,
+        "entrypoint": "stand_in.py:release",
+        "path": str(stack.state),
+        "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(stack.state)}}],
+        "work_pool_name": stack.work_pool,
+    }
+    deployment_id = prefect(stack, "/deployments/", deployment)["id"]
+    run = prefect(stack, f"/deployments/{deployment_id}/create_flow_run", {"parameters": {"endpoint": "x"}})
+
+    def state() -> str:
+        return prefect(stack, f"/flow_runs/{run['id']}")["state_name"]
+
+    def beats() -> int:
+        filter_ = {
+            "event": {"name": ["prefect.flow-run.heartbeat"]},
+            "resource": {"id": [f"prefect.flow-run.{run['id']}"]},
+        }
+        return prefect(stack, "/events/filter", {"filter": filter_})["total"]
+
+    assert eventually(lambda: state() == "Running", 90)
+    assert eventually(lambda: beats() >= 1, 120), "without a first heartbeat nothing could be missed"
+    worker = Supervisor(stack).processes()["worker"].pid
+    for pid in [worker, *flow_processes(run["id"])]:
+        os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: state() == "Crashed", 240)
+    safe = eventually(lambda: runs_of(stack, "make-safe"), 60)
+    assert [made["parameters"] for made in safe] == [{"flow_run_id": run["id"]}]
+
+
+def flow_processes(flow_run_id: str) -> list[int]:
+    """Processes that carry the flow run's id in their environment."""
+    found: list[int] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if flow_run_id.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 def group_exists(leader: int) -> bool:
