@@ -25,11 +25,16 @@ help: ## Print the targets
 
 install: $(STAMP) ## Install the locked packages into .venv
 
+# uv knows neither pip's index nor the system's certificates by itself: companies set both.
 $(STAMP): requirements.lock pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "Needs Python 3.11 or 3.12 (python3.11, python3.12 or python3)."; exit 1; fi
 	@began=$$(date +%s); \
 	[ -x $(BIN)/python ] || "$(PYTHON)" -m venv $(VENV); \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"; \
+	index=$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || true)}; \
+	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; fi; \
+	if [ -s /etc/ssl/certs/ca-certificates.crt ] || [ -s /etc/pki/tls/certs/ca-bundle.crt ]; \
+	then export UV_SYSTEM_CERTS="$${UV_SYSTEM_CERTS:-true}"; fi; \
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock; \
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .; \
 	touch $(STAMP); \
