@@ -115,7 +115,8 @@ OBSERVATION_COLUMNS = {
     "generation": "int64",
     "share": "float64: effective share at assignment, fraction in [0, 1]; 0 after a lease ran out",
     "status": "int64: HTTP status that the client got; 0 if it went away or nothing came",
-    "failed": "bool: an error of the assigned version (5xx, no answer, retried, or the other slot answered)",
+    "failed": "bool: an error of the assigned version: 5xx, no answer, retried, answered by the other slot, "
+    "or a refusal (400, 415, 422) by the version itself, which is counted for both alike",
     "service_ms": "float64: time in the replica, without the gateway's queue",
     "total_ms": "float64: what the client waited for",
 }

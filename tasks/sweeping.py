@@ -8,6 +8,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from configs.settings import Settings
+from serving.capture.segments import purge_segments
+from serving.endpoint import Slot
 from serving.journal import Journal
 from serving.records import ReleaseState
 from tasks import notices, transitions
@@ -54,6 +56,12 @@ def sweep_endpoint(endpoint: str) -> list[str]:
         transitions.follow_journal(bench)
         bench.endpoint.retire(slot)
         said.append(f"{endpoint}: the previous version left slot {slot.value}")
+    for slot in Slot:
+        # Writers delete what is too old; those that died cannot.
+        purge_segments(
+            bench.settings.spool_dir / endpoint / slot.value,
+            opened_before=now - bench.policy.capture.spool.max_age_s,
+        )
     return said
 
 

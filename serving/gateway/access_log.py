@@ -101,6 +101,10 @@ class _Position:
     offset: int
 
 
+_REFUSALS = (400, 415, 422)
+"""Statuses by which a replica says that it cannot read a request."""
+
+
 def _parse(cursor: str) -> _Position:
     inode, _, offset = cursor.partition(":")
     try:
@@ -152,6 +156,8 @@ def _frame(rows: list[tuple[bytes, ...]]) -> pd.DataFrame:
     service_ms = (np.where(answered < 0, ended, answered) - arrived) / 1000 - queued_ms
     is_gone = np.fromiter((_is_unanswered(value) for value in raw["end"]), np.bool_, count)
     status = np.where(is_gone, 0, np.maximum(numbers("status"), 0))
+    # A version that refuses what the other takes breaks clients; honest client faults hit both alike.
+    is_refused = np.isin(status, _REFUSALS) & (answered >= 0)
     is_elsewhere = np.fromiter((value != b"-" for value in raw["served"]), np.bool_, count)
     is_retried = np.fromiter((value not in (b"0", b"-") for value in raw["retries"]), np.bool_, count)
     frame = pd.DataFrame(
@@ -165,7 +171,7 @@ def _frame(rows: list[tuple[bytes, ...]]) -> pd.DataFrame:
             "generation": numbers("generation"),
             "share": numbers("share", 0) / SHARE_SCALE,
             "status": status,
-            "failed": (status >= 500) | (status == 0) | is_retried | is_elsewhere,
+            "failed": (status >= 500) | (status == 0) | is_refused | is_retried | is_elsewhere,
             "service_ms": np.maximum(service_ms, 0.0),
             "total_ms": np.maximum((ended - arrived) / 1000, 0.0),
         }

@@ -87,6 +87,8 @@ def test_a_line_becomes_an_observation(path: Path) -> None:
     [
         ({}, {"failed": False}),
         ({"status": "404"}, {"failed": False, "status": 404}),
+        ({"status": "400"}, {"failed": True, "status": 400}),
+        ({"status": "400", "t1": "-"}, {"failed": False}),
         ({"status": "500"}, {"failed": True}),
         ({"status": "504", "t1": "-", "end": "sH--"}, {"failed": True, "service_ms": 2.674}),
         ({"retries": "1"}, {"failed": True, "status": 200}),
