@@ -18,7 +18,7 @@ LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --extra aws 
 PYTEST := $(BIN)/python -m pytest
 export DO_NOT_TRACK := 1
 
-.PHONY: help install lock check test e2e demo bench bench-gateway bench-replica bench-decisions clean
+.PHONY: help install lock check test e2e demo bench bench-gateway bench-replica bench-decisions reliability clean
 
 help: ## Print the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -68,6 +68,9 @@ bench-gateway: $(STAMP) ## The gateway beside others, and rollback times
 
 bench-replica: $(STAMP) ## A replica beside MLflow's scoring server
 	$(BIN)/python -m benchmarks.replica
+
+reliability: $(STAMP) ## Kill everything once under load; rewrites docs/reliability.md
+	$(BIN)/python -m benchmarks.reliability
 
 bench-decisions: $(STAMP) ## The evidence engine beside others
 	$(BIN)/python -m benchmarks.decisions
