@@ -190,9 +190,9 @@ def final_table(accounts: Sequence[Account]) -> Table:
 
 
 LEGEND = (
-    "requests answered: live ones, its errors among them; last after: from the decision\n"
-    "to the last request that the version was given; our errors: client requests that\n"
-    "failed during the release for any reason but the candidate's own errors"
+    "requests answered: live ones, its errors among them. last after: from the\n"
+    "decision to the last request that the version was given. our errors: client\n"
+    "requests that failed meanwhile for any reason but the candidate's own errors."
 )
 
 
