@@ -8,7 +8,7 @@ void from that moment and deleted afterwards, so that a stale loop finds nothing
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from configs.settings import Settings
 from serving.endpoint import Route
@@ -29,6 +29,7 @@ from serving.gateway.maps import (
     write_map,
 )
 from serving.gateway.places import gateway_runtime
+from serving.gateway.runtime import Worker
 
 _TRIES = 3
 
@@ -47,11 +48,12 @@ class RoutePlane:
         Where workers differ, which only an interrupted change leaves behind, the newest generation
         counts: it is the one that fences.
         """
-        values = [value for value in self._runtime.get_map(ROUTE_MAP, endpoint).values() if value]
+        workers = self._runtime.workers()
+        values = [value for value in self._runtime.get_map(ROUTE_MAP, endpoint, workers).values() if value]
         if not values:
             return None
         newest = max((parse_route(endpoint, value) for value in values), key=_generation)
-        return self._granted(newest)
+        return self._granted(newest, workers)
 
     def apply(self, route: Route, *, before_new: Callable[[Route | None], None]) -> None:
         """Make `route` the truth of the data plane. Idempotent.
@@ -74,41 +76,54 @@ class RoutePlane:
 
     def _change(self, route: Route, turn: Turn, before_new: Callable[[Route | None], None]) -> None:
         value, grant = format_route(route), format_grant(route)
-        applied, written = self.route(route.endpoint), self._written(route.endpoint)
-        known = [one for one in (applied, written) if one is not None]
+        applied = self.route(route.endpoint)
+        known = [one for one in (applied, self._written(route.endpoint, applied)) if one is not None]
         check_change(max(known, key=_generation, default=None), route, self._clock())
-        if applied is None or applied.generation < route.generation:
+        is_new = applied is None or applied.generation < route.generation
+        if is_new:
             before_new(applied)
-        # Also where nothing is new: an interrupted change may have reached some of the workers only.
-        self._write(ROUTE_MAP, route.endpoint, value, turn)
-        self._void_older(route, turn)
-        if route.share_bp > 0 or any(one.generation == route.generation for one in known):
-            self._write(GRANT_MAP, grant_key(route.endpoint, route.generation), grant, turn)
+        try:
+            # A renewal never touches the route, so that not even a late one could bring an old one back.
+            if is_new or not self._everywhere(ROUTE_MAP, route.endpoint, value):
+                self._write(ROUTE_MAP, route.endpoint, value, turn)
+            self._void_older(route, turn)
+            if route.share_bp > 0 or any(one.generation == route.generation for one in known):
+                self._write(GRANT_MAP, grant_key(route.endpoint, route.generation), grant, turn)
+        except NotApplied:
+            # Somebody else may have moved on in between, which is a fence and no fault of the gateway.
+            check_change(self.route(route.endpoint), route, self._clock())
+            raise
 
-    def _written(self, endpoint: str) -> Route | None:
-        """The route in the map file: newer than the applied one where a change was interrupted."""
+    def _everywhere(self, name: str, key: str, value: str) -> bool:
+        """Whether the file and every worker hold this value: an interrupted change reached only some."""
+        held = self._runtime.get_map(name, key).values()
+        return read_map(self._dir / name).get(key) == value and all(found == value for found in held)
+
+    def _written(self, endpoint: str, applied: Route | None) -> Route | None:
+        """The route in the map file, where it differs: newer than the applied one after an interruption."""
         value = read_map(self._dir / ROUTE_MAP).get(endpoint)
-        return self._granted(parse_route(endpoint, value)) if value else None
+        if not value or (applied is not None and value == format_route(applied)):
+            return None
+        return self._granted(parse_route(endpoint, value), self._runtime.workers())
 
-    def _granted(self, route: Route) -> Route:
+    def _granted(self, route: Route, workers: Sequence[Worker]) -> Route:
         key = grant_key(route.endpoint, route.generation)
-        grants = [parse_grant(value) for value in self._runtime.get_map(GRANT_MAP, key).values() if value]
+        held = self._runtime.get_map(GRANT_MAP, key, workers).values()
+        grants = [parse_grant(value) for value in held if value]
         largest = max(grants, key=lambda grant: (grant.share_bp, grant.until), default=None)
         return parse_route(route.endpoint, format_route(route), largest)
 
     def _write(self, name: str, key: str, value: str, turn: Turn) -> None:
+        """The file, then every worker, then the read-back."""
         path = self._dir / name
         entries = read_map(path)
         if entries.get(key) != value:
             turn.check()
             write_map(path, {**entries, key: value})
-        if any(found != value for found in self._runtime.get_map(name, key).values()):
-            turn.check()
-            self._runtime.set_map(name, key, value)
-            self._read_back(name, key, value)
-
-    def _read_back(self, name: str, key: str, value: str) -> None:
-        for pid, found in self._runtime.get_map(name, key).items():
+        workers = self._runtime.workers()  # after the file: a worker that starts later has read it
+        turn.check()
+        self._runtime.set_map(name, key, value, workers)
+        for pid, found in self._runtime.get_map(name, key, workers).items():
             if found != value:
                 raise NotApplied(
                     f"asked {name} {key}={value}, the gateway (pid {pid}) reports {found}. "

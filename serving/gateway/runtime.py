@@ -11,6 +11,7 @@ import csv
 import re
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,9 +89,13 @@ class Runtime:
                 found.append(Worker(int(fields[0]), is_current))
         return found
 
-    def get_map(self, name: str, key: str) -> dict[int, str | None]:
-        """What each worker finds in a map, by pid; None where it finds nothing."""
-        answers = self._everywhere(f"get map {_plain(name)} {_plain(key)}")
+    def get_map(self, name: str, key: str, workers: Sequence[Worker] | None = None) -> dict[int, str | None]:
+        """What each worker finds in a map, by pid; None where it finds nothing.
+
+        Here and below: `workers` saves asking who they are. A list made before a map's file was
+        written is too old for a command that follows it: a reload may have begun in between.
+        """
+        answers = self._everywhere(f"get map {_plain(name)} {_plain(key)}", workers)
         values: dict[int, str | None] = {}
         for pid, answer in answers.items():
             if "type=" not in answer:
@@ -108,10 +113,10 @@ class Runtime:
                 entries[fields[1]] = fields[2]
         return entries
 
-    def set_map(self, name: str, key: str, value: str) -> None:
+    def set_map(self, name: str, key: str, value: str, workers: Sequence[Worker] | None = None) -> None:
         """Set an entry on every worker, adding it where it is new."""
         where = f"map {_plain(name)} {_plain(key)}"
-        for pid, answer in self._everywhere(f"set {where} {_plain(value)}").items():
+        for pid, answer in self._everywhere(f"set {where} {_plain(value)}", workers).items():
             said = answer.strip()
             if said.startswith("entry not found"):
                 said = self._ask(pid, f"add {where} {_plain(value)}").strip()
@@ -176,10 +181,10 @@ class Runtime:
             f"haproxy's master on {self._path} has no worker. Next: interlock logs gateway"
         )
 
-    def _everywhere(self, command: str) -> dict[int, str]:
+    def _everywhere(self, command: str, workers: Sequence[Worker] | None = None) -> dict[int, str]:
         """Every worker's answer. One that ended meanwhile is left out: it answers no request either."""
         answers: dict[int, str] = {}
-        for worker in self.workers():
+        for worker in self.workers() if workers is None else workers:
             answer = self._ask_while_alive(worker.pid, command)
             if answer is not None:
                 answers[worker.pid] = answer
