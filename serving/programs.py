@@ -59,7 +59,11 @@ def render_script(program: Program, pid_path: Path) -> str:
     """
     pid_file = shlex.quote(str(pid_path))
     lines = ["#!/bin/sh", f"old=$(cat {pid_file} 2>/dev/null)"]
-    lines.append('[ -n "$old" ] && [ ! -e "/proc/$old" ] && kill -KILL -- "-$old" 2>/dev/null')
+    lines.append('if [ -n "$old" ] && [ ! -e "/proc/$old" ] && kill -s KILL -- "-$old" 2>/dev/null; then')
+    # a killed process holds its port for some moments more; bounded, for a zombie nobody reaps stays
+    lines.append('  tries=0; while kill -s 0 -- "-$old" 2>/dev/null && [ $tries -lt 40 ]')
+    lines.append("  do sleep 0.05; tries=$((tries + 1)); done")
+    lines.append("fi")
     lines.append(f"echo $$ >{pid_file}")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(program.environment.items())]
     if program.directory is not None:

@@ -90,15 +90,22 @@ def test_a_killed_program_comes_back_without_its_old_children(
 ) -> None:
     """A child of the killed leader that holds the port would make every restart fail."""
     (port,) = free_ports(1)
-    listen = "import socket, time; s = socket.create_server(('127.0.0.1', PORT)); time.sleep(600)"
-    with_child = ("/bin/sh", "-c", f'{sys.executable} -S -c "{listen.replace("PORT", str(port))}"; exit 1')
-    supervisor.ensure(program(stack_settings, command=with_child))
-    assert eventually(lambda: answers(port))
-    leader = pid_of(supervisor)
+    listen = f"""
+import os, socket, time
+listener = socket.create_server(("127.0.0.1", {port}))
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+    code_path = stack_settings.state / "listen.py"
+    code_path.write_text(listen)
+    with_child = ("/bin/sh", "-c", f"{sys.executable} -S {code_path}; exit 1")
+    leader = begin(supervisor, program(stack_settings, command=with_child))
+    log_path = stack_settings.logs_dir / "one.log"
+    child = int(said(log_path))
     os.kill(leader, signal.SIGKILL)
-    assert eventually(lambda: supervisor.processes()["one"].pid not in (0, leader))
-    assert eventually(lambda: answers(port))
-    assert "Address already in use" not in (stack_settings.logs_dir / "one.log").read_text()
+    assert eventually(lambda: len(said(log_path).split()) == 2), said(log_path)
+    assert not is_alive(child)
+    assert answers(port)
 
 
 def test_a_program_that_cannot_start_is_tried_again(stack_settings: Settings, supervisor: Supervisor) -> None:
