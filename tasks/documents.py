@@ -28,6 +28,10 @@ _EVIDENCE_TEXT = (
     "that promotion requires (blue), each with the level at which it decides. Looking is free: the levels "
     "hold at every look."
 )
+_LATENCY_TEXT = (
+    "Share of requests that took at most this long in the replica, over the whole ramp. The two versions "
+    "carried different shares of the load; the tests compare them within each share."
+)
 _INK, _CANDIDATE, _CHAMPION, _BOUND = "#59636e", "#b3261e", "#1f5fa8", "#1a7f37"
 
 
@@ -116,7 +120,7 @@ def _plots(release: Release) -> list[tuple[str, str, str]]:
             (
                 "Service time of the two versions",
                 _svg(latencies),
-                "Share of requests that took at most this long in the replica, over the whole ramp.",
+                _LATENCY_TEXT,
             )
         )
     return plots
