@@ -23,6 +23,7 @@ from tasks.stages import (
     evaluate,
     hold,
     interrupt,
+    open_run,
     place_candidate,
     promote_candidate,
     reject_candidate,
@@ -57,6 +58,7 @@ def release_model(endpoint: str, version: int, again: bool = False, reason: str 
 
 def advance(release: Release) -> Ended:
     """The stages in their order; each returns a verdict, and only PASS leads on."""
+    open_run(release)
     verdict = evaluate(release)
     if not verdict.passed:
         return _stop(release, verdict)

@@ -22,6 +22,8 @@ from tasks.bench import Bench
 from tasks.trail import Trail
 
 _LOG = logging.getLogger("interlock.release")
+CLAIM_S = 30.0
+"""How long a claim lasts unrenewed. Not the share's lease: that one the canary loop itself renews."""
 _UNWELCOME = (ReleaseState.REJECTED, ReleaseState.ROLLED_BACK)
 
 
@@ -69,10 +71,10 @@ class Release:
         """Read the release afresh. Raises `Fenced` when it is no longer ours, `Aborted` on request."""
         if self._fenced is not None:
             raise self._fenced
-        now, lease_s = self.bench.clock(), self.bench.policy.canary.lease_s
+        now = self.bench.clock()
         row = self.bench.journal.release(self.row.id)
-        if row is not None and row.owner == self.row.owner and now <= row.owner_until < now + lease_s / 2:
-            row = self.bench.journal.renew(row.id, row.owner, lease_s=lease_s, now=now)
+        if row is not None and row.owner == self.row.owner and now <= row.owner_until < now + CLAIM_S / 2:
+            row = self.bench.journal.renew(row.id, row.owner, lease_s=CLAIM_S, now=now)
         if row is None or row.owner != self.row.owner or row.owner_until < now:
             raise Fenced(
                 f"{self.row.id} is no longer run by this flow. Nothing was changed. Next: run it again"
@@ -131,13 +133,12 @@ class Release:
 
     def _renew(self) -> None:
         """Prolong the claim until told to stop. A journal that is away is asked again until time is up."""
-        lease_s = self.bench.policy.canary.lease_s
         journal = Journal(self.bench.settings.journal)
         until = self.row.owner_until
-        while not self._stopped.wait(lease_s / 5):
+        while not self._stopped.wait(CLAIM_S / 5):
             try:
                 until = journal.renew(
-                    self.row.id, self.row.owner, lease_s=lease_s, now=self.bench.clock()
+                    self.row.id, self.row.owner, lease_s=CLAIM_S, now=self.bench.clock()
                 ).owner_until
             except PlatformUnavailable as error:
                 _LOG.warning("%s", error)
@@ -178,7 +179,7 @@ def open_release(
         )
     owner = owner or f"flow-{uuid.uuid4().hex[:12]}"
     claimed = bench.journal.claim(
-        existing.id, owner, lease_s=bench.policy.canary.lease_s, now=bench.clock(), flow_run_id=flow_run_id
+        existing.id, owner, lease_s=CLAIM_S, now=bench.clock(), flow_run_id=flow_run_id
     )
     # A resumed release goes on under the policy that it began with: its evidence was counted by it.
     bench.policy = Policy.model_validate(claimed.policy)

@@ -101,6 +101,13 @@ def _claim(endpoint: str, version: str, again: bool, reason: str) -> Release | S
         release = open_release(bench, version, again=again, reason=reason, flow_run_id=notices.flow_run_id())
     except Refused as refused:
         return Stopped.by(refused)
+    return release
+
+
+@task(name="open the run", **_RETRIED)
+def open_run(release: Release) -> None:
+    """The release's MLflow run, with the policy that it goes by."""
+    bench, endpoint, version = release.bench, release.bench.name, release.version
     if not release.row.mlflow_run_id:
         tags = {
             "interlock.endpoint": endpoint,
@@ -111,7 +118,6 @@ def _claim(endpoint: str, version: str, again: bool, reason: str) -> Release | S
         release.set_run(run_id, bench.runs.run_url(run_id))
     release.listeners.append(notices.ramp_listener(release))
     release.trail.document("policy.json", bench.policy.model_dump_json(indent=2))
-    return release
 
 
 @task(name="evaluate", **_RETRIED)
