@@ -87,16 +87,23 @@ def progress_words(release: Mapping[str, Any]) -> str:
         parts.append(f"{progress['share_percent']:g}%")
     if progress.get("step"):
         parts.append(f"step {progress['step']} of {progress['steps']}")
-    for key, words in (("units_candidate", "candidate units"), ("pairs", "pairs"), ("rows", "rows")):
+    for key, words in (("units/candidate", "candidate units"), ("pairs", "pairs"), ("rows", "rows")):
         if progress.get(key) is not None:
-            parts.append(f"{progress[key]:g} {words}")
-    for key in ("doing", "advance", "reason"):
-        if progress.get(key):
-            parts.append(str(progress[key]))
-            break
+            of_least = f" of {progress['min_pairs']}" if key == "pairs" and "min_pairs" in progress else ""
+            parts.append(f"{progress[key]:g}{of_least} {words}")
+    for key, words in (("evidence_log10/rollback", "of harm"), ("evidence_log10/promote", "of no harm")):
+        if progress.get(key) is not None:
+            parts.append(f"evidence {words} {evidence(progress[key])}")
+    words = next((str(progress[key]) for key in ("doing", "reason", "advance") if progress.get(key)), "")
+    parts += [words] if words else []
     if progress.get("eta_units"):
         parts.append(f"about {progress['eta_units']:.0f} units to go")
     return ", ".join(parts) or str(release.get("reason") or "")
+
+
+def evidence(log10: float) -> str:
+    """An e-value for people: how much more likely the data are if the claim is true."""
+    return f"{10**log10:.2g}" if -3 < log10 < 4 else f"10^{log10:.0f}"
 
 
 def duration(seconds: float) -> str:

@@ -116,7 +116,12 @@ def test_the_outcome_is_the_exit_status(
     answers += [run_state("RUNNING", "Running"), run_state(type_, name, "because")]
     result = interlock("release", "flights", "3", "--wait")
     assert result.status == int(status)
-    assert "canary: 25%, step 2 of 4, HOLD: 40 of 50 units, about 10 units to go" in result.out
+    for words in (
+        "canary: 25%, step 2 of 4, 40 candidate units",
+        "HOLD: 40 of 50 units, about 10 units to go",
+    ):
+        assert words in result.out
+    assert "evidence of harm 0.5, evidence of no harm 10" in result.out
     assert result.out.rstrip().endswith(f"{name}: because")
     assert outcome_status({"run_type": type_, "run_state": name}) is status
 
