@@ -110,9 +110,16 @@ def test_the_outcome_is_the_exit_status(
 ) -> None:
     monkeypatch.setattr("tasks.control.start_release", lambda *_, **__: URL)
     monkeypatch.setattr(following.time, "sleep", lambda _: None)
-    rows[:] = [
-        release_row("canary", share_percent=25, step=2, steps=4, reason="HOLD: 40 of 50 units", eta_units=10)
-    ]
+    numbers = {
+        "share_percent": 25,
+        "step": 2,
+        "steps": 4,
+        "eta_units": 10,
+        "units/candidate": 40.0,
+        "evidence_log10/rollback": -0.30103,
+        "evidence_log10/promote": 1.0,
+    }
+    rows[:] = [release_row("canary", **numbers, reason="HOLD: 40 of 50 units")]
     answers += [run_state("RUNNING", "Running"), run_state(type_, name, "because")]
     result = interlock("release", "flights", "3", "--wait")
     assert result.status == int(status)
