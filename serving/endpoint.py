@@ -105,6 +105,13 @@ class Observations:
     in_flight: Mapping[Slot, int] = field(default_factory=dict)
 
 
+REFUSALS = frozenset({400, 415, 422})
+"""Statuses by which a version says that it cannot read a request.
+
+A version that refuses what the other takes breaks clients, so these count as failures of the version
+that said them; a client's honest mistakes hit both versions alike.
+"""
+
 OBSERVATION_COLUMNS = {
     "request_id": "str: the gateway's own id",
     "time": "float64: arrival, seconds since the epoch",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from serving.buckets import bucket_of
 from serving.endpoint import (
     OBSERVATION_COLUMNS,
+    REFUSALS,
     SHARE_SCALE,
     Capabilities,
     EndpointState,
@@ -100,7 +101,7 @@ class FakeEndpoint:
                 "generation": route.generation,
                 "share": route.share_bp / SHARE_SCALE,
                 "status": reply.status,
-                "failed": reply.status >= 500 or reply.status == 0,
+                "failed": reply.status >= 500 or reply.status == 0 or reply.status in REFUSALS,
                 "service_ms": reply.elapsed_ms,
                 "total_ms": reply.elapsed_ms,
             }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.endpoint import OBSERVATION_COLUMNS, SHARE_SCALE
+from serving.endpoint import OBSERVATION_COLUMNS, REFUSALS, SHARE_SCALE
 from serving.errors import Refused
 from serving.gateway.log_format import LINE_GROUPS, endpoint_mark, line_pattern
 
@@ -101,10 +101,6 @@ class _Position:
     offset: int
 
 
-_REFUSALS = (400, 415, 422)
-"""Statuses by which a replica says that it cannot read a request."""
-
-
 def _parse(cursor: str) -> _Position:
     inode, _, offset = cursor.partition(":")
     try:
@@ -156,8 +152,7 @@ def _frame(rows: list[tuple[bytes, ...]]) -> pd.DataFrame:
     service_ms = (np.where(answered < 0, ended, answered) - arrived) / 1000 - queued_ms
     is_gone = np.fromiter((_is_unanswered(value) for value in raw["end"]), np.bool_, count)
     status = np.where(is_gone, 0, np.maximum(numbers("status"), 0))
-    # A version that refuses what the other takes breaks clients; honest client faults hit both alike.
-    is_refused = np.isin(status, _REFUSALS) & (answered >= 0)
+    is_refused = np.isin(status, list(REFUSALS)) & (answered >= 0)  # not the gateway's own 400
     is_elsewhere = np.fromiter((value != b"-" for value in raw["served"]), np.bool_, count)
     is_retried = np.fromiter((value not in (b"0", b"-") for value in raw["retries"]), np.bool_, count)
     frame = pd.DataFrame(

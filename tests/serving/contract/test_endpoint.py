@@ -305,15 +305,16 @@ class TestObservations:
         assert (frame["total_ms"] >= frame["service_ms"]).all()
         assert set(seen.in_flight) == {Slot.BLUE, Slot.GREEN}
 
-    def test_failures_are_marked_and_other_refusals_are_not(
+    def test_failures_and_refusals_of_the_version_are_marked(
         self, platform: Platform, serving: Endpoint
     ) -> None:
         cursor = serving.observations(None).cursor
-        for status in (200, 400, 422, 500, 503):
+        statuses = [200, 404, 400, 415, 422, 500, 503]
+        for status in statuses:
             assert platform.send(serving, {"status": status})[0] == status
-        frame = settled(serving, cursor, 5).frame
-        assert list(frame["status"]) == [200, 400, 422, 500, 503]
-        assert list(frame["failed"]) == [False, False, False, True, True]
+        frame = settled(serving, cursor, len(statuses)).frame
+        assert list(frame["status"]) == statuses
+        assert list(frame["failed"]) == [False, False, True, True, True, True, True]
 
     def test_cursors_can_be_read_again_and_joined(self, platform: Platform, serving: Endpoint) -> None:
         start = serving.observations(None).cursor
