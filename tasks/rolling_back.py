@@ -44,6 +44,8 @@ def roll_back(bench: Bench, *, who: str, reason: str) -> RollbackReport:
     """
     transitions.finish(bench)
     row = bench.row()
+    if not row.champion:
+        raise Refused(f"{bench.name}: it never served, so there is nothing to roll back.")
     release = bench.journal.open_release(bench.name)
     if release is not None and row.release_id == release.id:
         return _timed(bench, row, release, row.champion, who, reason, cold=False)

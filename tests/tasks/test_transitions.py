@@ -341,3 +341,8 @@ def test_a_champion_that_changed_while_a_release_was_interrupted_voids_what_it_h
     )
     resumed = world.release("3")
     assert (resumed.champion, resumed.verdicts, resumed.stage) == ("9", {}, Stage.EVALUATE)
+
+
+def test_an_endpoint_that_never_served_has_nothing_to_roll_back(world: World) -> None:
+    with pytest.raises(Refused, match="never served"):
+        rolling_back.roll_back(world.bench(), who="a person", reason="panic")
