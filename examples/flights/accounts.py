@@ -56,6 +56,11 @@ class Account:
     mlflow_url: str = ""
 
     @property
+    def title(self) -> str:
+        """Version and role; an earlier run's champion has its role in this story only."""
+        return f"v{self.version} {'champion' if self.outcome == SERVES else self.role}"
+
+    @property
     def surprise(self) -> str:
         """How this differs from the role's part in the story; "" where it does not."""
         state, stage = EXPECTED[self.role]

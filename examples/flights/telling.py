@@ -178,7 +178,7 @@ def final_table(accounts: Sequence[Account]) -> Table:
     for account in accounts:
         last = "" if account.last_request_ms is None else f"{account.last_request_ms:.0f} ms"
         table.add_row(
-            f"v{account.version} {account.role}",
+            account.title,
             _MARK.get(account.outcome, f"[yellow]{account.outcome.lower()}[/]"),
             account.stage,
             f"{account.answered:,}",
@@ -200,7 +200,7 @@ def final_lines(accounts: Sequence[Account]) -> list[str]:
     """The reason in numbers and the links of every version, and what was not expected."""
     lines: list[str] = []
     for account in accounts:
-        lines.append(f"v{account.version} {account.role}: {account.reason}")
+        lines.append(f"{account.title}: {account.reason}")
         if account.surprise:
             lines.append(f"    NOT AS EXPECTED: {account.surprise}")
         if account.flow_run_url:

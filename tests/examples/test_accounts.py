@@ -104,6 +104,7 @@ def test_on_top_of_an_earlier_run_the_first_role_serves_already() -> None:
     accounts, _ = settle([followed], [request("2", 200, 5.0)])
     assert accounts[0].as_expected
     assert accounts[0].answered == 1
+    assert accounts[0].title == "v2 champion"
 
 
 def test_no_versions_are_not_a_success() -> None:
