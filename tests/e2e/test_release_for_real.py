@@ -14,7 +14,7 @@ from serving.gateway.keys import Keys
 from tests.e2e.stand import Stand, Traffic, kill
 from tests.serving.stack.conftest import free_ports
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("real-stack")]
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.xdist_group("real-stack")]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,7 @@ def traffic(stand: Stand) -> Generator[Traffic]:
         yield running
 
 
+@pytest.mark.slow
 def test_an_alias_is_all_it_takes_to_promote_a_good_version(stand: Stand, traffic: Traffic) -> None:
     begun = time.time()
     version = stand.register(offset=0.001)
@@ -65,6 +66,7 @@ def test_an_alias_is_all_it_takes_to_promote_a_good_version(stand: Stand, traffi
     assert {seen for _, seen in after} <= {version}
 
 
+@pytest.mark.slow
 def test_a_version_that_fails_on_live_inputs_never_answers_a_user(stand: Stand, traffic: Traffic) -> None:
     begun = time.time()
     version = stand.register(fails=True)
@@ -77,6 +79,7 @@ def test_a_version_that_fails_on_live_inputs_never_answers_a_user(stand: Stand, 
     assert "candidate" not in stand.aliases()
 
 
+@pytest.mark.slow
 def test_a_killed_canary_gives_its_traffic_back_and_resumes(stand: Stand, traffic: Traffic) -> None:
     version = stand.register(offset=0.002)
     stand.alias(version)
@@ -104,6 +107,7 @@ def test_a_killed_canary_gives_its_traffic_back_and_resumes(stand: Stand, traffi
     assert {status for status, _ in traffic.since(killed_at)} == {200}
 
 
+@pytest.mark.e2e
 def test_a_stopped_flow_that_wakes_up_after_a_rollback_by_hand_changes_nothing(
     stand: Stand, traffic: Traffic
 ) -> None:
