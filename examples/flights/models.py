@@ -37,7 +37,7 @@ REQUIREMENTS = ("mlflow", "numpy", "pandas", "scikit-learn", "skops")
 
 _BINNED = ("recent_delay", "overdue", "precip", "visib", "wind_speed", "pressure", "temp", "arr_minute")
 _NEARBY = ("recent_delay", "overdue", "dep_minute", "arr_minute", "distance", "wind_speed", "visib", "precip")
-_REFERENCE_ROWS = 20_000
+_REFERENCE_ROWS = 28_000
 _BANDWIDTH = 1.0
 _BLEND = 0.25
 _SLOT_PRIOR_FLIGHTS = 60
