@@ -228,30 +228,30 @@ class Journal:
         return self._release_or_fenced(release_id)
 
     def end_release(
-        self, release_id: str, *, state: ReleaseState, reason: str, now: float, **values: Any
+        self,
+        release_id: str,
+        *,
+        state: ReleaseState,
+        reason: str,
+        now: float,
+        owner: str | None = None,
+        **values: Any,
     ) -> ReleaseRow:
-        """Close a release, or free it to be claimed again, whoever owns it.
+        """Close a release, or free it to be claimed again.
 
-        For the finisher of an intent and for make-safe. A final state is never left again, but
-        for PROMOTED, which a later rollback turns into ROLLED_BACK.
+        Whoever owns it, or only while `owner` does. A final state is never left again, but for
+        PROMOTED, which a later rollback turns into ROLLED_BACK. A person's request outlives an
+        interruption: who asked for an abort gets it from the next run.
         """
         final = [other.value for other in ReleaseState if other.final]
         if state is ReleaseState.ROLLED_BACK:
             final.remove(ReleaseState.PROMOTED.value)
-        ended = now if state.final else None
-        self._execute(
-            sa.update(RELEASES)
-            .where(RELEASES.c.id == release_id, RELEASES.c.state.not_in(final))
-            .values(
-                **values,
-                state=state.value,
-                reason=reason,
-                ended_at=ended,
-                owner="",
-                owner_until=0.0,
-                request="",
-            )
-        )
+        if state.final:
+            values |= {"ended_at": now, "request": ""}
+        statement = sa.update(RELEASES).where(RELEASES.c.id == release_id, RELEASES.c.state.not_in(final))
+        if owner is not None:
+            statement = statement.where(RELEASES.c.owner == owner)
+        self._execute(statement.values(**values, state=state.value, reason=reason, owner="", owner_until=0.0))
         return self._release_or_fenced(release_id)
 
     def ask(self, release_id: str, request: str) -> ReleaseRow:
@@ -262,7 +262,7 @@ class Journal:
     # -- looks and audit -----------------------------------------------------------------------
 
     def add_look(self, look: LookRow) -> None:
-        """Store one look. Storing the same number again changes nothing."""
+        """Store one look. Storing the same again changes nothing; another under its number is `Fenced`."""
         values = {column.name: getattr(look, column.name) for column in fields(look)}
         values["stats"] = json.loads(json.dumps(dict(look.stats)))
         with self._translated():
@@ -270,7 +270,11 @@ class Journal:
                 with self._engine.begin() as connection:
                     connection.execute(sa.insert(LOOKS).values(values))
             except exc.IntegrityError:
-                pass
+                stored = next(
+                    one for one in self.looks(look.release_id, look.stage) if one.number == look.number
+                )
+                if stored.cursor_to != look.cursor_to:
+                    raise Fenced(f"{look.release_id}: another run has stored look {look.number}") from None
 
     def looks(self, release_id: str, stage: str) -> list[LookRow]:
         """All looks of one stage, in their order."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from configs.errors import ConfigError
 from configs.loading import load_policy
 from configs.policy import Policy
 from configs.settings import Settings
@@ -46,6 +47,25 @@ class Bench:
         """The bench of an endpoint by its name. Raises `configs.errors.ConfigError`."""
         settings = settings or Settings()
         return cls(load_policy(settings.policy_path(endpoint)), settings)
+
+    @classmethod
+    def rescue(cls, endpoint: str, settings: Settings) -> Bench:
+        """The bench for a way back: a broken policy file must not stand in it.
+
+        An open release's stored policy comes first, then the file, then the newest release's.
+        """
+        journal = Journal(settings.journal)
+        releases = journal.releases(endpoint)
+        journal.close()
+        stored = [Policy.model_validate(release.policy) for release in releases[:1]]
+        if stored and not releases[0].state.final:
+            return cls(stored[0], settings)
+        try:
+            return cls.open(endpoint, settings)
+        except ConfigError:
+            if not stored:
+                raise
+            return cls(stored[0], settings)
 
     @property
     def name(self) -> str:

@@ -47,17 +47,18 @@ def resume(settings: Settings, endpoint: str) -> str:
         raise Refused(f"{endpoint}: no release is open. Next: interlock release {endpoint} VERSION")
     if release.owner and release.owner_until >= bench.clock():
         return _ask(settings, endpoint, "", "goes on")
+    bench.journal.ask(release.id, "")
     return f"resumed: {start_release(settings, endpoint, int(release.version), reason='resumed')}"
 
 
 def abort(settings: Settings, endpoint: str, *, who: str) -> str:
     """End the open release without a verdict: share 0, alias removed, version not rejected."""
-    return rolling_back.abort(Bench.open(endpoint, settings), who=who)
+    return rolling_back.abort(Bench.rescue(endpoint, settings), who=who)
 
 
 def roll_back(settings: Settings, endpoint: str, *, reason: str, who: str) -> rolling_back.RollbackReport:
     """Roll back now, in this process: it needs neither Prefect nor MLflow to be up."""
-    return rolling_back.roll_back(Bench.open(endpoint, settings), who=who, reason=reason)
+    return rolling_back.roll_back(Bench.rescue(endpoint, settings), who=who, reason=reason)
 
 
 def _ask(settings: Settings, endpoint: str, request: str, effect: str) -> str:

@@ -142,7 +142,9 @@ def custom_metrics(policy: Evaluation) -> dict[str, CustomMetric]:
 def _champion_scores(release: Release, rows: pd.DataFrame, digest: str) -> NDArray[Any]:
     """The champion's predictions, from the cache where the same rows were scored before."""
     bench, champion = release.bench, release.row.champion
-    cached = bench.settings.state / "cache" / "scores" / f"{bench.policy.model}-v{champion}-{digest[:16]}.npy"
+    run_id = bench.registry.version(bench.policy.model, champion).run_id
+    key = f"{bench.policy.model}-v{champion}-{run_id[:12]}-{digest[:16]}.npy"
+    cached = bench.settings.state / "cache" / "scores" / key
     if cached.exists():
         return np.load(cached, allow_pickle=False)
     release.progress({"rows": len(rows), "doing": f"scoring champion {champion}"})

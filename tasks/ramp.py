@@ -16,10 +16,10 @@ from evals.looks import LatencyThresholds, StoredLook
 from evals.units import UnitTracker
 from evals.verdict import Outcome, Verdict
 from serving.endpoint import Slot
-from serving.errors import LeaseExpired, NotHealthy, TransientError
+from serving.errors import LeaseExpired, TransientError
 from serving.records import EndpointRow, LookRow, Stage
 from tasks.release import Release
-from tasks.transitions import grant, withdraw
+from tasks.transitions import check_alive, grant, withdraw
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +28,8 @@ _LOG = logging.getLogger("interlock.ramp")
 _STAGE = Stage.CANARY.value
 BASELINE_REQUESTS_MIN = 200
 """Champion requests before the canary from which the latency thresholds are taken."""
+_BASELINE_FRESH = 500
+_BASELINE_FRESH_S = 10.0
 _PATIENCE_LEASES = 4
 
 
@@ -47,6 +49,7 @@ class _Ramp:
     asked: bool = False
     trouble_since: float | None = None
     rejected: Verdict | None = None
+    is_stale: bool = False
 
 
 def run_canary(release: Release, row: EndpointRow) -> Verdict:
@@ -61,17 +64,23 @@ def run_canary(release: Release, row: EndpointRow) -> Verdict:
     if ramp.rejected is not None:
         return ramp.rejected  # an earlier run saw the evidence turn and died before it acted
     canary = release.bench.policy.canary
-    ramp.row = grant(release.bench, ramp.row, canary.steps[ramp.step])
-    ramp.step_since = release.bench.clock()
+    while release.check().request == "pause":
+        release.bench.sleep(canary.look_every_s)
+    _enter_share(release, ramp)
     while True:
         release.bench.sleep(canary.look_every_s)
-        request = release.check().request
+        is_paused = release.check().request == "pause"
         try:
+            if ramp.is_stale:
+                _rebuild(release, ramp)
+                if ramp.rejected is not None:
+                    return ramp.rejected
             look = _look(release, ramp)
-            if look.verdict.outcome is not Outcome.INCONCLUSIVE:
+            outcome = look.verdict.outcome
+            if outcome is not Outcome.INCONCLUSIVE and not (outcome is Outcome.PASS and is_paused):
                 return look.verdict
             last = ramp.step == len(canary.steps) - 1
-            if look.advance.outcome is Outcome.PASS and not last and request != "pause":
+            if look.advance.outcome is Outcome.PASS and not last and not is_paused:
                 ramp.step += 1
                 ramp.step_since = release.bench.clock()
                 _say_step(release, ramp)
@@ -82,6 +91,7 @@ def run_canary(release: Release, row: EndpointRow) -> Verdict:
             _re_enter(release, ramp, error)
         except TransientError as error:
             _bear(release, ramp, error)
+            ramp.is_stale = True
 
 
 def _look(release: Release, ramp: _Ramp) -> Look:
@@ -175,7 +185,11 @@ def _begin(release: Release, row: EndpointRow, slot: Slot) -> _Ramp:
     bench = release.bench
     seen = bench.endpoint.observations(release.placed_cursor)
     cursor, champion = seen.cursor, seen.frame[~seen.frame["failed"]]
-    while len(champion) < BASELINE_REQUESTS_MIN:
+    entered_at, fresh = bench.clock(), 0
+    # Fresh requests first: those before ran beside the shadow's replays. But nobody waits long for them.
+    while len(champion) < BASELINE_REQUESTS_MIN or (
+        fresh < _BASELINE_FRESH and bench.clock() < entered_at + _BASELINE_FRESH_S
+    ):
         release.check()
         release.progress(
             {
@@ -186,8 +200,10 @@ def _begin(release: Release, row: EndpointRow, slot: Slot) -> _Ramp:
         bench.sleep(bench.policy.canary.look_every_s)
         seen = bench.endpoint.observations(cursor)
         cursor = seen.cursor
-        fresh = seen.frame[~seen.frame["failed"]]
-        champion = pd.concat([champion, fresh]) if len(champion) else fresh
+        new = seen.frame[~seen.frame["failed"]]
+        fresh += len(new)
+        champion = pd.concat([champion, new]) if len(champion) else new
+    champion = champion.tail(max(fresh, BASELINE_REQUESTS_MIN))
     thresholds = LatencyThresholds.from_past(champion["service_ms"].to_numpy())
     bench.journal.add_look(
         LookRow(
@@ -237,14 +253,23 @@ def _re_enter(release: Release, ramp: _Ramp, error: LeaseExpired) -> None:
         note=str(error),
     )
     ramp.row = withdraw(bench, ramp.row)
-    replicas = bench.endpoint.describe().replicas.get(ramp.slot, ())
-    if not replicas or not all(replica.healthy for replica in replicas):
-        raise NotHealthy(
-            f"{bench.name}: the candidate's replicas are not all healthy after the lease ran out. "
-            f"Next: interlock logs, then interlock release {bench.name} {release.version}"
-        )
+    _enter_share(release, ramp)
+
+
+def _enter_share(release: Release, ramp: _Ramp) -> None:
+    """Grant a share where there was none: still ours, the candidate proven healthy, then the lease."""
+    bench = release.bench
+    release.check()
+    check_alive(bench, ramp.slot, release.version)
     ramp.row = grant(bench, ramp.row, bench.policy.canary.steps[ramp.step])
     ramp.step_since = bench.clock()
+
+
+def _rebuild(release: Release, ramp: _Ramp) -> None:
+    """Judge and tracker as the journal has them: what a failed look had counted must not count twice."""
+    fresh = _restore(release, ramp.row)
+    ramp.judge, ramp.tracker, ramp.cursor = fresh.judge, fresh.tracker, fresh.cursor
+    ramp.number, ramp.rejected, ramp.is_stale = fresh.number, fresh.rejected, False
 
 
 def _bear(release: Release, ramp: _Ramp, error: TransientError) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -152,7 +151,7 @@ class Release:
 
 
 def open_release(
-    bench: Bench, version: str, *, again: bool, reason: str, flow_run_id: str, owner: str | None = None
+    bench: Bench, version: str, *, again: bool, reason: str, flow_run_id: str, owner: str
 ) -> Release:
     """Start a release of a version, or resume the one that was interrupted.
 
@@ -177,7 +176,6 @@ def open_release(
             f"{existing.stage} (flow run {existing.flow_run_id}). Next: interlock status {bench.name}, then "
             f"interlock abort {bench.name} or wait"
         )
-    owner = owner or f"flow-{uuid.uuid4().hex[:12]}"
     claimed = bench.journal.claim(
         existing.id, owner, lease_s=CLAIM_S, now=bench.clock(), flow_run_id=flow_run_id
     )

@@ -93,10 +93,13 @@ def _look(release: Release, shadow: _Shadow, replayer: Replayer) -> Verdict:
     bench.sleep(max(0.0, begun + _LOOK_S - bench.clock()) if len(batch.pairs) == 0 else 0.0)
     counts = count_pairs(release, shadow, batch.pairs)
     verdict = shadow.judge.look(counts)
-    shadow.number += 1
     now = bench.clock()
+    shadow.number += counts.pairs > 0
     stats = {"counts": counts.as_dict(), "thresholds": shadow.thresholds and shadow.thresholds.as_dict()}
-    bench.journal.add_look(LookRow(release.row.id, _STAGE, shadow.number, now, shadow.cursor, cursor, stats))
+    if counts.pairs > 0:
+        bench.journal.add_look(
+            LookRow(release.row.id, _STAGE, shadow.number, now, shadow.cursor, cursor, stats)
+        )
     shadow.cursor = cursor
     numbers = {
         **shadow.judge.numbers,

@@ -7,17 +7,20 @@ exceptions become `Stopped`, which says under which name the flow run ends.
 from __future__ import annotations
 
 import logging
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from configs.settings import Settings
 from evals.verdict import Verdict
 from serving.errors import Fenced, Refused, ServingError, TransientError
 from serving.records import EndpointRow, ReleaseState, Stage
 from tasks import notices, rolling_back, transitions
 from tasks.bench import Bench
+from tasks.changes import PROMOTE
 from tasks.documents import write_documents
 from tasks.evaluation import evaluate_candidate
 from tasks.ramp import run_canary
@@ -83,7 +86,8 @@ _RETRIED: dict[str, Any] = {
 def claim(endpoint: str, version: str, *, again: bool, reason: str) -> Release:
     """Become the owner of the release, or raise `Stopped` where that is refused."""
     try:
-        claimed = _claim(endpoint, version, again, reason)
+        # Made once: a retried claim must know its own.
+        claimed = _claim(endpoint, version, again, reason, f"flow-{uuid.uuid4().hex[:12]}")
     except Exception as error:
         raise Stopped.by(error) from error
     if isinstance(claimed, Stopped):
@@ -92,13 +96,19 @@ def claim(endpoint: str, version: str, *, again: bool, reason: str) -> Release:
 
 
 @task(name="claim", **_RETRIED)
-def _claim(endpoint: str, version: str, again: bool, reason: str) -> Release | Stopped:
+def _claim(endpoint: str, version: str, again: bool, reason: str, owner: str) -> Release | Stopped:
     """A refusal is an answer, returned: raised, Prefect would log it as a stack trace."""
     bench = Bench.open(endpoint)
-    transitions.finish(bench)
+    pending = bench.row().intent
+    if pending is not None:
+        row = transitions.finish(bench)
+        if pending["kind"] == PROMOTE and row.champion == version:
+            return Stopped("Promoted", f"an earlier run had decided it: {pending['reason']}")
     notices.free_dead_owner(bench)
     try:
-        release = open_release(bench, version, again=again, reason=reason, flow_run_id=notices.flow_run_id())
+        release = open_release(
+            bench, version, again=again, reason=reason, flow_run_id=notices.flow_run_id(), owner=owner
+        )
     except Refused as refused:
         return Stopped.by(refused)
     return release
@@ -130,8 +140,9 @@ def evaluate(release: Release) -> Verdict:
 def place_candidate(release: Release) -> EndpointRow:
     """The candidate healthy in its slot, at zero share."""
     release.enter(Stage.STAGE)
+    row = transitions.place(release.bench, release.row, first=release.first)
     release.placed_cursor = release.bench.endpoint.observations(None).cursor
-    return transitions.place(release.bench, release.row, first=release.first)
+    return row
 
 
 @task(name="shadow", **_RETRIED)
@@ -171,6 +182,9 @@ def _promote(release: Release, reason: str) -> None:
         transitions.finish(bench)  # decided by an earlier try
     elif not _ended(release):
         transitions.promote(bench, release.check(), who=release.row.owner, reason=reason, first=release.first)
+    row = bench.journal.release(release.row.id)
+    if row is None or row.state is not ReleaseState.PROMOTED:
+        raise Fenced(f"{release.row.id} is {row.state if row else 'unknown'}: somebody decided otherwise")
 
 
 def reject_candidate(release: Release, verdict: Verdict) -> Ended:
@@ -195,9 +209,9 @@ def _reject(release: Release, reason: str, state: ReleaseState) -> None:
 def hold(release: Release, verdict: Verdict) -> Ended:
     """Neither PASS nor FAIL: the release waits for a person; nothing is rejected."""
     message = f"{release.row.stage} is {verdict.outcome}: {verdict.reason}"
-    transitions.make_safe(release.bench, release.row, who=release.row.owner, reason=message)
-    release.bench.journal.end_release(
-        release.row.id, state=ReleaseState.HELD, reason=message, now=release.bench.clock()
+    release.check()
+    transitions.make_safe(
+        release.bench, release.row, who=release.row.owner, reason=message, state=ReleaseState.HELD
     )
     return Ended("Held", message)
 
@@ -234,7 +248,7 @@ def roll_back(endpoint: str, *, reason: str, who: str) -> str:
 
 @task(name="roll back", **_RETRIED)
 def _roll_back(endpoint: str, reason: str, who: str) -> str:
-    return rolling_back.roll_back(Bench.open(endpoint), who=who, reason=reason).message
+    return rolling_back.roll_back(Bench.rescue(endpoint, Settings()), who=who, reason=reason).message
 
 
 def close(release: Release, ended: Ended) -> None:
@@ -243,9 +257,12 @@ def close(release: Release, ended: Ended) -> None:
     if row is None or (row.owner and row.owner != release.row.owner):
         return  # somebody newer writes them
     release.row = row
-    write_documents(release)
-    release.trail.close(row)
-    notices.ending(release, ended.name, ended.message)
+    try:
+        write_documents(release)
+        release.trail.close(row)
+        notices.ending(release, ended.name, ended.message)
+    except Exception:  # noqa: BLE001 (documents inform; the outcome stands without them)
+        _LOG.warning("the documents of %s are incomplete", row.id, exc_info=True)
 
 
 def _stage(release: Release, stage: Stage, run: Any) -> Verdict:

@@ -12,10 +12,10 @@ from serving.capture.segments import purge_segments
 from serving.endpoint import Slot
 from serving.journal import Journal
 from serving.records import ReleaseState
-from tasks import notices, transitions
+from tasks import notices, rolling_back, transitions
 from tasks.bench import Bench
 from tasks.control import start_release
-from tasks.registry import CANDIDATE
+from tasks.registry import CANDIDATE, CHAMPION
 
 _LOG = logging.getLogger("interlock.sweep")
 _SWEEPER = "reconcile"
@@ -42,7 +42,12 @@ def sweep_endpoint(endpoint: str) -> list[str]:
     if release is not None and release.state is ReleaseState.RUNNING and release.owner_until < now:
         transitions.make_safe(bench, release, who=_SWEEPER, reason="its flow run stopped renewing its claim")
         said.append(f"{endpoint}: {release.id} made safe, it can be resumed")
+    if release is not None and release.request == "abort" and not release.owner:
+        said.append(rolling_back.abort(bench, who=_SWEEPER))
+        release = None
     row = transitions.follow_journal(bench)
+    if row.champion:
+        bench.registry.point(bench.policy.model, CHAMPION, row.champion)
     if release is None and row.other_version and 0 < row.keep_until <= now:
         slot = row.default.sibling
         row = bench.journal.change(
@@ -56,6 +61,10 @@ def sweep_endpoint(endpoint: str) -> list[str]:
         transitions.follow_journal(bench)
         bench.endpoint.retire(slot)
         said.append(f"{endpoint}: the previous version left slot {slot.value}")
+    other = row.default.sibling
+    if release is None and not row.other_version and bench.endpoint.describe().versions.get(other):
+        bench.endpoint.retire(other)
+        said.append(f"{endpoint}: what an ended release had left in slot {other.value} is gone")
     for slot in Slot:
         # Writers delete what is too old; those that died cannot.
         purge_segments(

@@ -13,14 +13,16 @@ from serving.programs import Program
 def gateway_program(settings: Settings) -> Program:
     """The gateway's process. Its configuration must exist: call `refresh_gateway` first.
 
-    HAProxy appends its log to the file itself (standard output); a pipe through Python lost lines.
+    HAProxy writes its log to the file itself (standard output); a pipe through Python lost lines.
+    It drops O_APPEND from what it inherits and would begin at the file's first byte: the empty line
+    that the shell writes first moves the shared offset to the end.
     """
     command = [
         str(haproxy_binary(settings)),
         *("-W", "-S", f"{master_socket(settings)},mode,600"),
         *("-C", str(settings.gateway_dir), "-f", str(config_path(settings))),
     ]
-    line = f"exec {shlex.join(command)} >>{shlex.quote(str(access_log_path(settings)))}"
+    line = f"exec >>{shlex.quote(str(access_log_path(settings)))}; echo; exec {shlex.join(command)}"
     return Program(
         name="gateway",
         command=("/bin/sh", "-c", line),

@@ -124,7 +124,9 @@ def test_each_attempt_has_an_id_of_its_own(journal: Journal) -> None:
 def test_a_look_is_stored_once(journal: Journal) -> None:
     look = LookRow("r", "canary", 1, 100.0, "0", "10", {"counts": [1, 2]})
     journal.add_look(look)
-    journal.add_look(LookRow("r", "canary", 1, 200.0, "0", "99", {"counts": [9, 9]}))
+    journal.add_look(LookRow("r", "canary", 1, 200.0, "0", "10", {"counts": [9, 9]}))
+    with pytest.raises(Fenced):
+        journal.add_look(LookRow("r", "canary", 1, 200.0, "0", "99", {"counts": [9, 9]}))
     assert journal.looks("r", "canary") == [look]
 
 

@@ -155,8 +155,10 @@ def test_a_rejected_version_is_refused_until_somebody_says_again_and_why(world: 
     with pytest.raises(Refused, match="--again"):
         world.release("2")
     with pytest.raises(Refused, match="--again"):
-        open_release(world.bench(), "2", again=True, reason="", flow_run_id="run")
-    again = open_release(world.bench(), "2", again=True, reason="host was broken", flow_run_id="run")
+        open_release(world.bench(), "2", again=True, reason="", flow_run_id="run", owner="you")
+    again = open_release(
+        world.bench(), "2", again=True, reason="host was broken", flow_run_id="run", owner="you"
+    )
     assert again.row.id == "flights-v2-2"
 
 
