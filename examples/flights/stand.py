@@ -190,7 +190,9 @@ class Stand:
         """A file to source: with it, `interlock` and MLflow's and Prefect's clients mean this stack."""
         path = self.state / "env.sh"
         exported = self.settings.as_environment()
-        path.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in exported.items()))
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in exported.items()]
+        lines.append(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"\n')
+        path.write_text("".join(lines))
         return path
 
     def end_children(self, wait_s: float = 20) -> None:
