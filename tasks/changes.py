@@ -77,8 +77,11 @@ def follow_journal(bench: Bench) -> EndpointRow:
 
 
 def decide(bench: Bench, row: EndpointRow, change: Change, **values: Any) -> None:
-    """Write a change's intent under a new generation and move the traffic: one CAS, one map command."""
-    bench.journal.change(
+    """Write a change's intent under a new generation and move the traffic: one CAS, one map command.
+
+    Raises `Refused` where the platform cannot; the change has stood down then.
+    """
+    row = bench.journal.change(
         bench.name,
         generation=row.generation,
         new_generation=row.generation + 1,
@@ -88,7 +91,10 @@ def decide(bench: Bench, row: EndpointRow, change: Change, **values: Any) -> Non
         intent=change.as_dict(),
         **values,
     )
-    follow_journal(bench)
+    try:
+        follow_journal(bench)
+    except Refused as error:
+        raise _stand_down(bench, row, change, error) from error
     bench.journal.record(
         bench.name,
         "decided",
@@ -214,6 +220,9 @@ def _stand_down(bench: Bench, row: EndpointRow, change: Change, error: Refused) 
         values[f"{row.default.value}_version"] = ""
     elif before is not None and (change.kind == PROMOTE or row.champion == change.winner):
         values["default_slot"] = before.value
+        other = before.sibling
+        if bench.endpoint.describe().versions.get(other) != row.version_in(other):
+            values[f"{other.value}_version"] = ""  # what should have served is not even there
     next_generation(bench, row, **values)
     if change.kind == PROMOTE:
         bench.journal.end_release(
