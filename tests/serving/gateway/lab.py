@@ -193,7 +193,7 @@ class Lab:
 
     def log_lines(self) -> list[dict]:
         text = access_log_path(self.settings).read_text()
-        return [json.loads(line) for line in text.splitlines() if not line.startswith("Proxy ")]
+        return [json.loads(line) for line in text.splitlines() if line and not line.startswith("Proxy ")]
 
     def log_of(self, request_id: str) -> dict:
         found: list[dict] = []

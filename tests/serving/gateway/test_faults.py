@@ -15,6 +15,7 @@ import pytest
 
 from serving.endpoint import Slot
 from serving.errors import NotHealthy, PlatformUnavailable, SetupError
+from serving.gateway.places import access_log_path
 from serving.gateway.runtime import Runtime
 from tests.serving.gateway.lab import Lab, eventually
 from tests.serving.gateway.load import Load
@@ -205,6 +206,19 @@ def test_the_gateway_comes_back_after_its_worker_was_killed(lab: Lab) -> None:
     eventually(is_replaced, 20)
     eventually(answers, 20)
     assert lab.ask().version == "2", "routes and leases are still there"
+
+
+def test_a_gateway_that_starts_again_goes_on_behind_its_old_log(lab: Lab) -> None:
+    endpoint = lab.serve("flights")
+    begin = endpoint.observations(None).cursor
+    assert lab.ask().status == 200
+    eventually(lambda: len(endpoint.observations(begin).frame) == 1, 20)
+    before = access_log_path(lab.settings).read_bytes()
+    lab.supervisor.restart("gateway")
+    eventually(lab.runtime.is_up, 20)
+    assert lab.ask().status == 200
+    eventually(lambda: len(endpoint.observations(begin).frame) == 2, 20)
+    assert access_log_path(lab.settings).read_bytes().startswith(before)
 
 
 def test_a_gateway_that_is_down_is_a_transient_error(lab: Lab) -> None:
