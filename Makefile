@@ -18,7 +18,7 @@ LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --extra aws 
 PYTEST := $(BIN)/python -m pytest
 export DO_NOT_TRACK := 1
 
-.PHONY: help install lock check test e2e demo bench bench-gateway bench-replica bench-decisions reliability clean
+.PHONY: help install lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-release reliability clean
 
 help: ## Print the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -61,13 +61,16 @@ e2e: $(STAMP) ## The full matrix against the real servers
 demo: $(STAMP) ## The main job on real flights; KEEP=1 leaves the stack running
 	$(BIN)/python -m examples.flights.demo $(if $(KEEP),--keep)
 
-bench: bench-gateway bench-replica bench-decisions ## All benchmarks
+bench: bench-gateway bench-replica bench-release bench-decisions ## All benchmarks
 
 bench-gateway: $(STAMP) ## The gateway beside others, and rollback times
 	$(BIN)/python -m benchmarks.gateway
 
 bench-replica: $(STAMP) ## A replica beside MLflow's scoring server
 	$(BIN)/python -m benchmarks.replica
+
+bench-release: $(STAMP) ## A whole release without its bakes
+	$(BIN)/python -m benchmarks.release
 
 reliability: $(STAMP) ## Kill everything once under load; rewrites docs/reliability.md
 	$(BIN)/python -m benchmarks.reliability

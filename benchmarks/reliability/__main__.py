@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/reliability.md"))
     out: Path = parser.parse_args().out
     with tempfile.TemporaryDirectory(prefix="interlock-reliability-") as folder:
-        stand = _stand(Path(folder))
+        stand = make_stand(Path(folder), bake_s=300, soak_s=3)
         try:
             stand.interlock("up")
             rows = _measure(stand)
@@ -60,7 +60,8 @@ def main() -> int:
     return 0
 
 
-def _stand(folder: Path) -> Stand:
+def make_stand(folder: Path, *, bake_s: float, soak_s: float) -> Stand:
+    """A stack of its own with two replicas a version, not started yet."""
     gateway, metrics, hook, mlflow, prefect = free_ports(5)
     settings = Settings(
         state_dir=folder / "state",
@@ -74,7 +75,8 @@ def _stand(folder: Path) -> Stand:
         prefect_api_url=None,
     )
     made = Stand(settings)
-    policy = POLICY.replace("count: 1", "count: 2").replace("bake_s: 12", "bake_s: 300")
+    policy = POLICY.replace("count: 1", "count: 2").replace("bake_s: 12", f"bake_s: {bake_s:g}")
+    policy = policy.replace("soak_s: 3", f"soak_s: {soak_s:g}")
     (settings.policy_dir / "sums.yaml").write_text(policy)
     return made
 

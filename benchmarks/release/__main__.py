@@ -1,0 +1,69 @@
+"""How long a whole release takes without its bakes: from the alias in MLflow to the new champion.
+
+    python -m benchmarks.release [--releases 3]
+
+Starts a stack of its own, sends 40 requests a second, and releases one good version after the other
+through every stage (60 shadow pairs, shares 25 and 95%, no bake, no soak). Also times `interlock --help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.reliability.__main__ import make_stand
+from serving.gateway.keys import Keys
+from tests.e2e.stand import INTERLOCK, Traffic
+
+_HELP_RUNS = 7
+
+
+def main() -> int:
+    """Release, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--releases", type=int, default=3)
+    releases: int = parser.parse_args().releases
+    print(f"interlock --help: median {_help_s():.2f} s")
+    with tempfile.TemporaryDirectory(prefix="interlock-release-") as folder:
+        stand = make_stand(Path(folder), bake_s=0, soak_s=0)
+        try:
+            stand.interlock("up")
+            champion = stand.register()
+            stand.alias(champion)
+            stand.await_release(champion, lambda one: one["state"] == "PROMOTED", 300)
+            key = Keys(stand.settings).create("bench")
+            with Traffic(f"{stand.settings.gateway_url}/sums/invocations", key, per_s=40) as traffic:
+                for number in range(releases):
+                    version = stand.register(offset=0.001 * (number + 1))
+                    begun = time.time()
+                    stand.alias(version)
+                    ended = stand.await_release(version, lambda one: bool(one["ended_at"]), 300)
+                    waited_s = ended["started_at"] - begun
+                    print(
+                        f"release {number + 1}: {ended['state']} after {ended['ended_at'] - begun:.1f} s, "
+                        f"of which {waited_s:.1f} s until the flow had claimed it"
+                    )
+                failed = sum(status != 200 for _, status, _ in traffic.answers)
+                print(f"{failed} of {len(traffic.answers)} client requests failed")
+        finally:
+            stand.interlock("down", check=False)
+    return 0
+
+
+def _help_s() -> float:
+    """Seconds of `interlock --help`, the median of some runs."""
+    taken: list[float] = []
+    for _ in range(_HELP_RUNS):
+        begun = time.perf_counter()
+        subprocess.run([*INTERLOCK, "--help"], check=True, capture_output=True)
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
