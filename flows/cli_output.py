@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -126,3 +128,10 @@ def moment(seconds_since_epoch: float | None) -> str:
 
 def _plain(value: object) -> str:
     return "" if value is None else str(value)
+
+
+def wrapped(text: str, *, indent: int) -> str:
+    """Text broken to the terminal's width (100 where there is none), each line indented."""
+    space = " " * indent
+    width = shutil.get_terminal_size((100, 24)).columns
+    return textwrap.fill(text, max(width, 40), initial_indent=space, subsequent_indent=space)

@@ -108,7 +108,7 @@ def history(
 ) -> None:
     """Show what happened, newest first."""
     from configs.loading import load_settings
-    from flows.cli_output import moment, print_json, show, table
+    from flows.cli_output import moment, print_json, show, table, wrapped
     from tasks.status import endpoint_audit, release_history
 
     settings = load_settings()
@@ -121,21 +121,12 @@ def history(
         columns = tuple(rows[0])
         show(table(columns, ([row[column] for column in columns] for row in rows)))
     else:
-        columns = ("release", "version", "against", "state", "decided in", "started", "ended", "reason")
-        shown = [
-            (
-                row["release"],
-                f"v{row['version']}",
-                f"v{row['champion']}" if row["champion"] else "",
-                row["state"],
-                row["decided_stage"],
-                moment(row["started_at"]),
-                moment(row["ended_at"]),
-                row["reason"],
-            )
-            for row in rows
-        ]
-        show(table(columns, shown))
+        for row in rows:
+            against = f" against v{row['champion']}" if row["champion"] else ""
+            decided = f" in {row['decided_stage']}" if row["decided_stage"] else ""
+            when = moment(row["ended_at"]) or f"{moment(row['started_at'])}, open"
+            typer.echo(f"{when}  {row['release']}  v{row['version']}{against}  {row['state']}{decided}")
+            typer.echo(wrapped(row["reason"], indent=4))
 
 
 def _follow(endpoint: str, version: int, url: str, *, as_json: bool) -> dict[str, Any]:
