@@ -21,10 +21,8 @@ from typing import Any
 
 import httpx
 
-from configs.settings import Settings
 from serving.gateway.keys import Keys
-from tests.e2e.stand import POLICY, Stand, Traffic, kill
-from tests.serving.stack.conftest import free_ports
+from tests.e2e.stand import POLICY, Stand, Traffic, kill, own_settings
 
 BEGIN = "<!-- measured: begin -->"
 END = "<!-- measured: end -->"
@@ -62,18 +60,7 @@ def main() -> int:
 
 def make_stand(folder: Path, *, bake_s: float, soak_s: float) -> Stand:
     """A stack of its own with two replicas a version, not started yet."""
-    gateway, metrics, hook, mlflow, prefect = free_ports(5)
-    settings = Settings(
-        state_dir=folder / "state",
-        policy_dir=folder / "policies",
-        gateway_port=gateway,
-        gateway_metrics_port=metrics,
-        hook_port=hook,
-        mlflow_port=mlflow,
-        prefect_port=prefect,
-        mlflow_tracking_uri=None,
-        prefect_api_url=None,
-    )
+    settings = own_settings(folder)
     made = Stand(settings)
     policy = POLICY.replace("count: 1", "count: 2").replace("bake_s: 12", f"bake_s: {bake_s:g}")
     policy = policy.replace("soak_s: 3", f"soak_s: {soak_s:g}")

@@ -76,7 +76,7 @@ FORBIDDEN = {
         r"pypi\.org|pythonhosted|test\.pypi|registry\.npmjs|proxy\.golang"
     ),
     "a path of one machine": re.compile(r"(?<![\w.])/(?:work|root|home/\w+)/[\w.]"),
-    "a link to a find-links folder": re.compile(r"--find-links|--extra-index-url|--index-url"),
+    "a link to a find-links folder": re.compile(r"--(?:find-links|extra-index-url|index-url)"),
 }
 
 

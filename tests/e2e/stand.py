@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 
 from configs.settings import Settings
+from tests.serving.stack.conftest import free_ports
 
 INTERLOCK = (sys.executable, "-c", "from flows.cli import main; main()")
 
@@ -77,6 +78,22 @@ with mlflow.start_run():
     )
 print("version", mlflow.register_model(info.model_uri, "sums").version)
 """
+
+
+def own_settings(folder: Path) -> Settings:
+    """A stack of its own: free ports, everything below `folder`, nobody else's servers."""
+    gateway, metrics, hook, mlflow, prefect = free_ports(5)
+    return Settings(
+        state_dir=folder / "state",
+        policy_dir=folder / "policies",
+        gateway_port=gateway,
+        gateway_metrics_port=metrics,
+        hook_port=hook,
+        mlflow_port=mlflow,
+        prefect_port=prefect,
+        mlflow_tracking_uri=None,
+        prefect_api_url=None,
+    )
 
 
 class Stand:

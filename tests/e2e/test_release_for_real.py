@@ -9,10 +9,8 @@ from collections.abc import Generator
 
 import pytest
 
-from configs.settings import Settings
 from serving.gateway.keys import Keys
-from tests.e2e.stand import Stand, Traffic, kill
-from tests.serving.stack.conftest import free_ports
+from tests.e2e.stand import Stand, Traffic, kill, own_settings
 
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.xdist_group("real-stack")]
 
@@ -20,19 +18,7 @@ pytestmark = [pytest.mark.timeout(1200), pytest.mark.xdist_group("real-stack")]
 @pytest.fixture(scope="module")
 def stand(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stand]:
     folder = tmp_path_factory.mktemp("e2e")
-    gateway, metrics, hook, mlflow, prefect = free_ports(5)
-    settings = Settings(
-        state_dir=folder / "state",
-        policy_dir=folder / "policies",
-        gateway_port=gateway,
-        gateway_metrics_port=metrics,
-        hook_port=hook,
-        mlflow_port=mlflow,
-        prefect_port=prefect,
-        mlflow_tracking_uri=None,
-        prefect_api_url=None,
-    )
-    made = Stand(settings)
+    made = Stand(own_settings(folder))
     try:
         made.interlock("up")
         yield made
