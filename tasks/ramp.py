@@ -29,7 +29,7 @@ _STAGE = Stage.CANARY.value
 BASELINE_REQUESTS_MIN = 200
 """Champion requests before the canary from which the latency thresholds are taken."""
 _BASELINE_FRESH = 500
-_BASELINE_FRESH_S = 10.0
+_BASELINE_FRESH_S = 5.0
 _PATIENCE_LEASES = 4
 
 
