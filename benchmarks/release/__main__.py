@@ -49,7 +49,7 @@ def main() -> int:
                         f"of which {waited_s:.1f} s until the flow had claimed it"
                     )
                 begun = time.time()
-                said = stand.interlock("release", "sums", stand.register(offset=0.1), "--wait")
+                said = stand.interlock("release", "sums", stand.register(offset=0.01), "--wait")
                 print(f"by `interlock release --wait`, {time.time() - begun:.1f} s: {said.splitlines()[-1]}")
                 failed = sum(status != 200 for _, status, _ in traffic.answers)
                 print(f"{failed} of {len(traffic.answers)} client requests failed")
