@@ -90,17 +90,9 @@ def _strikes(stand: Stand) -> list[tuple[str, Callable[[], None], Callable[[], b
         ("a replica of the champion (of two)", lambda: _kill_replica(stand), _all_healthy(stand)),
         ("the gateway (HAProxy's worker)", lambda: _kill_worker(stand), gateway_up),
         ("the gateway (HAProxy's master and worker)", lambda: _kill_gateway(stand), gateway_up),
-        (
-            "the MLflow server",
-            lambda: _kill_program(stand, "mlflow"),
-            _answers(f"{settings.mlflow_url}/health"),
-        ),
-        (
-            "the Prefect server",
-            lambda: _kill_program(stand, "prefect"),
-            _answers(f"{settings.prefect_url}/health"),
-        ),
-        ("the hook receiver", lambda: _kill_program(stand, "hook"), _answers(hook_health)),
+        ("the MLflow server", *_program(stand, "mlflow", f"{settings.mlflow_url}/health")),
+        ("the Prefect server", *_program(stand, "prefect", f"{settings.prefect_url}/health")),
+        ("the hook receiver", *_program(stand, "hook", hook_health)),
     ]
 
 
@@ -128,9 +120,15 @@ def _failures(traffic: Traffic, since: float) -> str:
     return f"{len(failed)} of {len(seen)} requests, over {max(failed) - min(failed):.1f} s"
 
 
-def _is_ramping(release: dict[str, Any]) -> bool:
-    looks = release["progress"].get("look", 0)
-    return release["state"] == "RUNNING" and release["stage"] == "canary" and looks >= 2
+def _ramping_since(moment: float) -> Callable[[dict[str, Any]], bool]:
+    """Whether a release has looked at live traffic after a moment (its progress outlives a kill)."""
+
+    def ramping(release: dict[str, Any]) -> bool:
+        progress = release["progress"]
+        fresh = progress.get("look", 0) >= 2 and progress.get("time", 0) > moment
+        return bool(release["state"] == "RUNNING" and release["stage"] == "canary" and fresh)
+
+    return ramping
 
 
 def _canary_rows(stand: Stand, traffic: Traffic, champion: str) -> list[Row]:
@@ -138,8 +136,9 @@ def _canary_rows(stand: Stand, traffic: Traffic, champion: str) -> list[Row]:
     rows: list[Row] = []
     version = stand.register(offset=0.001)
     stand.alias(version)
+    resumed_at = time.time()
     for with_worker in (False, True):
-        running = stand.await_release(version, _is_ramping, 400)
+        running = stand.await_release(version, _ramping_since(resumed_at), 400)
         pid = stand.flow_process(running["flow_run_url"].rsplit("/", 1)[1])
         worker = int(stand.program("worker")["pid"])
         at = time.time()
@@ -155,14 +154,26 @@ def _canary_rows(stand: Stand, traffic: Traffic, champion: str) -> list[Row]:
         how = "the lease (10 s here, 30 s by default)" if with_worker else "make-safe or the lease"
         back = f"all traffic on the champion after {last - at:.1f} s, by {how}"
         rows.append(Row(what, _failures(traffic, at), back, "INTERRUPTED; resumes where it was"))
+        resumed_at = time.time()
         stand.interlock("resume", "sums")
     stand.interlock("abort", "sums", check=False)
     assert stand.status()["champion"] == champion
     return rows
 
 
-def _kill_program(stand: Stand, name: str) -> None:
-    kill(int(stand.program(name)["pid"]))
+def _program(stand: Stand, name: str, url: str) -> tuple[Callable[[], None], Callable[[], bool]]:
+    """Kills a program of the stack; it is back when another process of it answers."""
+    killed: list[int] = []
+
+    def strike() -> None:
+        killed.append(int(stand.program(name)["pid"]))
+        kill(killed[-1])
+
+    def recovered() -> bool:
+        now = stand.program(name)
+        return now["state"] == "RUNNING" and int(now["pid"]) not in killed and _answers(url)()
+
+    return strike, recovered
 
 
 def _kill_replica(stand: Stand) -> None:
