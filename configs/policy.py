@@ -213,7 +213,7 @@ class Canary(Section):
     error_budget: float | None = Field(
         default=None,
         gt=0,
-        description="Excess errors (requests) that a step may cost at worst; also lets the ramp skip steps.",
+        description="Excess errors (requests) a step may cost at worst. Not read by the release flow yet.",
     )
     window: Window = Field(default_factory=Window, description="The unit of evidence with assign_by: user.")
     errors: Errors = Field(default_factory=Errors, description="Error evidence.")
