@@ -7,18 +7,11 @@ say them; the code below `configs/` speaks fractions in [0, 1].
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
-Probability = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A part of the policy: immutable, and closed to keys that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from configs.section import LatencyBudget, Name, Probability, Section
 
 
 class Batch(Section):
@@ -100,14 +93,6 @@ class Slice(Section):
     margin: float = Field(ge=0, description="Tolerated regression on the slice.")
     min_rows: int = Field(default=200, ge=1, description="A smaller slice is INCONCLUSIVE.")
     required: bool = Field(default=False, description="An INCONCLUSIVE slice blocks the release.")
-
-
-class LatencyBudget(Section):
-    """Absolute budgets in milliseconds; absent quantiles are not checked."""
-
-    p50: float | None = Field(default=None, gt=0, description="Median, ms.")
-    p95: float | None = Field(default=None, gt=0, description="95th percentile, ms.")
-    p99: float | None = Field(default=None, gt=0, description="99th percentile, ms.")
 
 
 class Evaluation(Section):
