@@ -176,12 +176,19 @@ class Recorder:
             records = [self._queue.popleft() for _ in range(len(self._queue))]
             self._queued_bytes -= sum(len(r.request) + len(r.response) for r in records)
             now = self._clock()
-            if self._spool is not None:
-                lines = [self._spool_line(r) for r in records if _is_for_the_shadow(r)]
-                self.counts.spooled += self._write(self._spool, lines, now)
-            if self._capture is not None:
-                lines = [self._capture_line(r) for r in records if self._is_sampled(r)]
-                self.counts.captured += self._write(self._capture, lines, now)
+            spool, capture = self._spool, self._capture
+            spooled: list[bytes] = []
+            captured: list[bytes] = []
+            for record in records:
+                head = record_head(record)
+                if spool is not None and _is_for_the_shadow(record):
+                    spooled.append(spool_line(record, head))
+                if capture is not None and self._is_sampled(record):
+                    captured.append(self._capture_line(record, head))
+            if spool is not None:
+                self.counts.spooled += self._write(spool, spooled, now)
+            if capture is not None:
+                self.counts.captured += self._write(capture, captured, now)
 
     def _start(self) -> None:
         """Begin in this process: also after a fork, whose child must not write its parent's files."""
@@ -237,19 +244,7 @@ class Recorder:
             return True
         return zlib.crc32(record.request_id or repr(record.time).encode()) < self._sample_below
 
-    def _spool_line(self, record: Recorded) -> bytes:
-        truncated = ',"truncated":true' if record.truncated else ""
-        head = (
-            f'{{"time":{record.time:.6f},"request_id":{_quoted(record.request_id)}'
-            f',"version":{_quoted_often(record.version)},"path":{_path(record.path)}'
-            f',"content_type":{_quoted_often(record.content_type)},"status":{record.status}'
-            f',"service_ms":{record.service_ms:.3f}{truncated},"request":"'
-        )
-        request = b2a_base64(record.request, newline=False)
-        response = b2a_base64(record.response, newline=False)
-        return b"".join((head.encode(), request, b'","response":"', response, b'"}\n'))
-
-    def _capture_line(self, record: Recorded) -> bytes:
+    def _capture_line(self, record: Recorded, head: str) -> bytes:
         config = self.config
         inputs = outputs = None
         if not record.truncated:
@@ -260,15 +255,31 @@ class Recorder:
         if inputs is None:
             self.counts.bodies_withheld += 1
         return (
-            f'{{"time":{record.time:.6f},"request_id":{_quoted(record.request_id)}'
-            f'{self._origin},"version":{_quoted_often(record.version)}'
+            f"{head}{self._origin}"
             f',"tenant":{_quoted_often(record.tenant)},"user":{_quoted(record.user)}'
-            f',"path":{_path(record.path)},"content_type":{_quoted_often(record.content_type)}'
-            f',"status":{record.status},"latency_ms":{record.service_ms:.3f}'
+            f',"latency_ms":{record.service_ms:.3f}'
             f',"replay":{"true" if record.replay else "false"}'
             f',"inputs":{"null" if inputs is None else quote(inputs)}'
             f',"outputs":{"null" if outputs is None else quote(outputs)}}}\n'
         ).encode()
+
+
+def record_head(record: Recorded) -> str:
+    """What both sinks write of a record; most of their cost, hence made once."""
+    return (
+        f'{{"time":{record.time:.6f},"request_id":{_quoted(record.request_id)}'
+        f',"version":{_quoted_often(record.version)},"path":{_path(record.path)}'
+        f',"content_type":{_quoted_often(record.content_type)},"status":{record.status}'
+    )
+
+
+def spool_line(record: Recorded, head: str) -> bytes:
+    """One line of the spool: exact bytes, in base64. `head` is the record's."""
+    truncated = ',"truncated":true' if record.truncated else ""
+    start = f'{head},"service_ms":{record.service_ms:.3f}{truncated},"request":"'
+    request = b2a_base64(record.request, newline=False)
+    response = b2a_base64(record.response, newline=False)
+    return b"".join((start.encode(), request, b'","response":"', response, b'"}\n'))
 
 
 def _is_for_the_shadow(record: Recorded) -> bool:

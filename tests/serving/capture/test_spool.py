@@ -8,10 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.capture.recorder import Recorder
+from serving.capture.recorder import Recorded, Recorder, record_head, spool_line
 from serving.capture.segments import SegmentWriter, list_segments, purge_segments
 from serving.capture.spool import CursorInvalid, lost_segments, read_exchanges, unread_bytes
 from tests.serving.capture.exchanges import record, recorder
+
+
+def line(exchange: Recorded) -> bytes:
+    return spool_line(exchange, record_head(exchange))
 
 
 @pytest.fixture
@@ -129,9 +133,8 @@ def test_starting_at_now_in_the_middle_of_a_line(tmp_path: Path, spooling: Recor
 def test_segments_are_cut_and_followed_in_order(tmp_path: Path) -> None:
     writer = SegmentWriter(tmp_path, "w.1-1", bytes_max=200, seconds_max=5)
     _, cursor = read_exchanges(tmp_path, None, 1)
-    template = recorder(tmp_path)._spool_line
     for number in range(30):
-        writer.write(template(record(number)), now=1_795_340_000 + number)
+        writer.write(line(record(number)), now=1_795_340_000 + number)
         writer.tick(1_795_340_000 + number)
     assert len(list_segments(tmp_path)) > 5
     found, cursor = ids(tmp_path, cursor)
@@ -143,10 +146,9 @@ def test_segments_are_cut_and_followed_in_order(tmp_path: Path) -> None:
 
 def test_deleted_segments_count_as_lost_only_when_unread(tmp_path: Path) -> None:
     writer = SegmentWriter(tmp_path, "w.1-1", bytes_max=1, seconds_max=5)  # a segment a write
-    template = recorder(tmp_path)._spool_line
     _, cursor = read_exchanges(tmp_path, None, 1)
     for number in range(10):
-        writer.write(template(record(number)), now=1000.0 + number)
+        writer.write(line(record(number)), now=1000.0 + number)
     found, cursor = ids(tmp_path, cursor, limit=4)
     assert len(found) == 4
     assert purge_segments(tmp_path, opened_before=1007.0) == 7
@@ -155,7 +157,7 @@ def test_deleted_segments_count_as_lost_only_when_unread(tmp_path: Path) -> None
     assert lost_segments(cursor) == 3
     purge_segments(tmp_path, opened_before=2000.0)
     assert ids(tmp_path, cursor)[0] == []
-    writer.write(template(record(10)), now=1010.0)
+    writer.write(line(record(10)), now=1010.0)
     found, cursor = ids(tmp_path, cursor)
     assert found == ["r-10"]
     assert lost_segments(cursor) == 3
@@ -163,15 +165,14 @@ def test_deleted_segments_count_as_lost_only_when_unread(tmp_path: Path) -> None
 
 def test_a_writer_that_was_idle_until_its_files_were_gone_is_not_read_twice(tmp_path: Path) -> None:
     writer = SegmentWriter(tmp_path, "w.1-1", bytes_max=1, seconds_max=5)
-    template = recorder(tmp_path)._spool_line
-    writer.write(template(record(0)), now=1000.0)
+    writer.write(line(record(0)), now=1000.0)
     _, cursor = read_exchanges(tmp_path, None, 1)
     for _ in range(2):
         found, cursor = ids(tmp_path, cursor)
         assert found == []
     purge_segments(tmp_path, opened_before=2000.0)
     _, cursor = ids(tmp_path, cursor)
-    writer.write(template(record(1)), now=3000.0)
+    writer.write(line(record(1)), now=3000.0)
     found, cursor = ids(tmp_path, cursor)
     assert found == ["r-1"]
     assert lost_segments(cursor) == 0
@@ -217,7 +218,6 @@ def test_every_exchange_exactly_once_whatever_the_interleaving(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, str]], limit: int
 ) -> None:
     folder = tmp_path_factory.mktemp("spool")
-    template = recorder(folder)._spool_line
     writers = [SegmentWriter(folder, f"w{i}.1-1", bytes_max=700, seconds_max=5) for i in range(4)]
     _, cursor = read_exchanges(folder, None, 1)
     written: list[str] = []
@@ -225,7 +225,7 @@ def test_every_exchange_exactly_once_whatever_the_interleaving(
     for which, step in steps:
         if step == "write":
             number = len(written)
-            writers[which].write(template(record(number)), now=1000.0 + number)
+            writers[which].write(line(record(number)), now=1000.0 + number)
             written.append(f"r-{number}")
         elif step == "rotate":
             writers[which].rotate()
