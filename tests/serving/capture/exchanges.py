@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time as clocks
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ HEADERS = (
 )
 
 
-def recorder(folder: Path, **more: Any) -> Recorder:
+def recorder(folder: Path, *, clock: Callable[[], float] = clocks.time, **more: Any) -> Recorder:
     """A recorder with both sinks under `folder`."""
     values = {
         "endpoint": "flights",
@@ -26,7 +28,7 @@ def recorder(folder: Path, **more: Any) -> Recorder:
         "captures_dir": folder / "captures",
         "spool_dir": folder / "spool",
     }
-    return Recorder(CaptureConfig.from_mapping(values | more))
+    return Recorder(CaptureConfig.from_mapping(values | more), clock=clock)
 
 
 def record(number: int, *, time: float | None = None, **more: Any) -> Recorded:

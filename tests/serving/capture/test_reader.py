@@ -15,7 +15,8 @@ STEPS = ("_write_state", "_write_hour", "_recover")
 
 def write(folder: Path, numbers: range, *, close: bool = True, **more: object) -> None:
     """Records at NOON, one a minute, by a replica of their own."""
-    writing = recorder(folder, spool_dir=None, replica=f"r{numbers.start}")
+    began = NOON + 60 * numbers.start
+    writing = recorder(folder, clock=lambda: began, spool_dir=None, replica=f"r{numbers.start}")
     for number in numbers:
         writing.offer(record(number, time=NOON + 60 * number, **more))
     writing.drain() if not close else writing.close()
