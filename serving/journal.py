@@ -10,7 +10,7 @@ SQLite by default, any SQLAlchemy URL otherwise.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -296,11 +296,48 @@ class Journal:
             )
         )
 
-    def audit(self, endpoint: str | None = None, *, limit: int = 200) -> list[AuditRow]:
-        """The trail, newest first."""
-        query = sa.select(AUDIT).order_by(AUDIT.c.id.desc()).limit(limit)
+    def record_once(
+        self,
+        endpoint: str,
+        what: str,
+        *,
+        since: float,
+        unless: Mapping[str, Sequence[str]],
+        who: str,
+        now: float,
+        release_id: str = "",
+        **details: Any,
+    ) -> bool:
+        """Add a line unless a like one was added after `since`. Whether it was added.
+
+        A line is alike whose `what` is the same and whose detail has one of the values given for it
+        in `unless`, for every name there. Two processes at once add one line, not two.
+        """
+        alike = [AUDIT.c.details[name].as_string().in_(values) for name, values in unless.items()]
+        query = sa.select(AUDIT.c.id).where(
+            AUDIT.c.endpoint == endpoint, AUDIT.c.what == what, AUDIT.c.time > since, *alike
+        )
+        plain = json.loads(json.dumps(details, default=str))
+        with self._translated(), self._engine.begin() as connection:
+            _lock_for_writing(connection)
+            if connection.execute(query.limit(1)).first() is not None:
+                return False
+            connection.execute(
+                sa.insert(AUDIT).values(
+                    time=now, endpoint=endpoint, release_id=release_id, who=who, what=what, details=plain
+                )
+            )
+        return True
+
+    def audit(
+        self, endpoint: str | None = None, *, what: Sequence[str] = (), since: float = 0.0, limit: int = 200
+    ) -> list[AuditRow]:
+        """The trail, newest first; with `what` only lines of these kinds."""
+        query = sa.select(AUDIT).where(AUDIT.c.time >= since).order_by(AUDIT.c.id.desc()).limit(limit)
         if endpoint is not None:
             query = query.where(AUDIT.c.endpoint == endpoint)
+        if what:
+            query = query.where(AUDIT.c.what.in_(what))
         rows = self._rows(query)
         return [AuditRow(**{key: value for key, value in row.items() if key != "id"}) for row in rows]
 
@@ -341,7 +378,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _lock_for_writing(connection: sa.Connection) -> None:
-    """Serialise the check and the insert of a new release across processes."""
+    """Serialise a check and the insert that depends on it across processes."""
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     else:

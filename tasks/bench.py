@@ -13,6 +13,7 @@ from configs.policy import Policy
 from configs.settings import Settings
 from serving.journal import Journal
 from serving.records import EndpointRow
+from tasks.messenger import Messenger
 from tasks.registry import Registry
 from tasks.runs import Runs
 
@@ -31,6 +32,7 @@ class Bench:
         endpoint: Endpoint | None = None,
         registry: Registry | None = None,
         runs: Runs | None = None,
+        messenger: Messenger | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -40,6 +42,7 @@ class Bench:
         self.sleep = sleep
         self.registry = registry or Registry(settings)
         self.runs = runs or Runs(settings.mlflow_url)
+        self.messenger = messenger or Messenger(settings)
         self._endpoint = endpoint
 
     @classmethod

@@ -22,7 +22,7 @@ from serving.fake import FakeEndpoint
 from serving.journal import Journal
 from serving.records import ReleaseRow
 from tasks.bench import Bench
-from tests.tasks.doubles import HandClock, MemoryRegistry
+from tests.tasks.doubles import HandClock, MemoryMessenger, MemoryRegistry
 
 HELD_OUT_ROWS = 600
 
@@ -118,6 +118,7 @@ class World:
         self.clock = HandClock()
         self.settings = Settings(state_dir=folder / "state")
         self.registry = MemoryRegistry()
+        self.messenger = MemoryMessenger()
         self.endpoint = FakeEndpoint("flights", clock=self.clock)
         self.journal = Journal(self.settings.journal)
         self.policy = policy(folder)
@@ -148,12 +149,14 @@ class World:
         """A fresh process's bench."""
         runs: Any = self.runs
         registry: Any = self.registry
+        messenger: Any = self.messenger
         endpoint: Any = self.endpoint
         return Bench(
             self.policy,
             self.settings,
             endpoint=endpoint,
             registry=registry,
+            messenger=messenger,
             runs=runs,
             clock=self.clock,
             sleep=self.sleep,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasks.alerts import Alert
 from tasks.registry import ModelVersion
 
 
@@ -45,6 +46,16 @@ class MemoryRegistry:
 
     def tag(self, _model: str, version: str, tags: Mapping[str, str]) -> None:
         self.tags.setdefault(version, {}).update(tags)
+
+
+@dataclass
+class MemoryMessenger:
+    """Keeps the alerts that would have gone out."""
+
+    sent: list[Alert] = field(default_factory=list)
+
+    def send(self, alert: Alert) -> None:
+        self.sent.append(alert)
 
 
 class Killed(BaseException):

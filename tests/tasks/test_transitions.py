@@ -18,7 +18,7 @@ from serving.records import ReleaseRow, ReleaseState, Stage
 from tasks import rolling_back, transitions
 from tasks.bench import Bench
 from tasks.release import open_release
-from tests.tasks.doubles import Deadline, HandClock, Killed, MemoryRegistry, Mortal
+from tests.tasks.doubles import Deadline, HandClock, Killed, MemoryMessenger, MemoryRegistry, Mortal
 
 POLICY = Policy.model_validate(
     {
@@ -43,6 +43,7 @@ class World:
         self.settings = Settings(state_dir=folder)
         self.clock = HandClock()
         self.registry = MemoryRegistry()
+        self.messenger = MemoryMessenger()
         self.endpoint = FakeEndpoint("flights", clock=self.clock)
         self.journal = Journal(self.settings.journal)
 
@@ -51,6 +52,7 @@ class World:
         journal: Any = Journal(self.settings.journal)
         endpoint: Any = self.endpoint
         registry: Any = self.registry
+        messenger: Any = self.messenger
         if deadline is not None:
             journal = Mortal(journal, deadline, ("change", "end_release", "record"))
             endpoint = Mortal(endpoint, deadline, ("apply", "deploy", "retire"))
@@ -60,6 +62,7 @@ class World:
             self.settings,
             endpoint=endpoint,
             registry=registry,
+            messenger=messenger,
             clock=self.clock,
             sleep=self.clock.sleep,
         )
