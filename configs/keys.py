@@ -108,6 +108,9 @@ def _words(annotation: Any) -> str:
         return " or ".join(str(value) for value in get_args(annotation))
     if origin in (Union, types.UnionType):
         return " or ".join(_words(inner) for inner in get_args(annotation))
+    if origin is dict:
+        key, value = (_words(inner) for inner in get_args(annotation))
+        return f"a mapping of {key} to {value}"
     if is_list(annotation):
         return f"a list of: {_words(get_args(annotation)[0])}"
     plain = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from configs.drift import Drift
 from configs.notify import Notify
 from configs.section import LatencyBudget, Name, Probability, Section
 
@@ -244,6 +245,7 @@ class Policy(Section):
     approval: Approval = Field(default_factory=Approval, description="The human gate.")
     canary: Canary = Field(default_factory=Canary, description="The ramp.")
     notify: Notify = Field(default_factory=Notify, description="Whom alerts reach, and how often.")
+    drift: Drift | None = Field(default=None, description="Drift checks after the release; none without it.")
     keep_previous_s: float = Field(
         default=3600, ge=0, description="The old champion stays warm this long after promotion."
     )

@@ -54,6 +54,12 @@ CAPTURE_COLUMNS = {
 COMPACT_BYTES_MAX = 256 << 20
 """Most source bytes of one round, so that a compaction's memory is bounded."""
 
+READ_MEMORY_MIB = 512
+READ_THREADS_MAX = 4
+
+_LINE_BYTES_MAX = 16 << 20
+"""Two bodies of 1 MiB, all of it escaped (six bytes for one). Every reading thread takes twice this."""
+
 _ABANDONED_AFTER_S = 3 * CAPTURE_SECONDS_MAX
 """A segment without a trailer that nobody wrote to for this long belonged to a writer that died."""
 
@@ -82,25 +88,47 @@ def read_captures(
     since: float | None = None,
     until: float | None = None,
     versions: Sequence[str] | None = None,
+    statuses: Sequence[int] | None = None,
     limit: int = 100_000,
     seed: int = 0,
     with_replays: bool = False,
+    columns: Sequence[str] = tuple(CAPTURE_COLUMNS),
 ) -> pd.DataFrame:
     """Captured requests with `since <= time < until` (seconds since the epoch), by time.
 
-    Where more than `limit` fit, a uniform random sample of that size is drawn while scanning, so
-    memory is bounded whatever the window. The shadow's copies are left out unless asked for.
+    Where more than `limit` fit, those with the lowest hashes of id, time and seed are taken: a
+    uniform sample, drawn while scanning, so memory is bounded whatever the window. Unlike a
+    reservoir it does not depend on the order of the rows: it is the same before and after a
+    compaction, on any number of threads. The shadow's copies are left out unless asked for.
     """
-    import duckdb
-
-    columns = ", ".join(f'"{name}"' for name in CAPTURE_COLUMNS)
-    conditions, values = _conditions(since, until, versions, with_replays=with_replays)
-    with _locked(folder, fcntl.LOCK_SH), contextlib.closing(duckdb.connect()) as database:
-        source = _table(folder, since=since, until=until)
-        sample = f"USING SAMPLE reservoir({int(limit)} ROWS) REPEATABLE ({int(seed)})"
+    listed = ", ".join(f'"{name}"' for name in CAPTURE_COLUMNS if name in columns)
+    conditions, values = _conditions(since, until, versions, statuses, with_replays=with_replays)
+    lot = f"hash(request_id, time, {int(seed)})"
+    with _locked(folder, fcntl.LOCK_SH), _connected() as database:
+        source = f"FROM ({_table(folder, since=since, until=until)}) WHERE {conditions}"
+        # First the lots alone: two narrow columns. The wide bodies are then read of the drawn rows only.
+        drawn = f"SELECT max(lot) FROM (SELECT {lot} AS lot {source} ORDER BY lot LIMIT {int(limit)})"  # noqa: S608
+        row = database.execute(drawn, values).fetchone()
+        highest = row[0] if row is not None and row[0] is not None else 0
         query = (
-            f"SELECT {columns} FROM (SELECT * FROM ({source}) WHERE {conditions}) {sample} "  # noqa: S608
-            "ORDER BY time, request_id"
+            f"SELECT {listed} FROM (SELECT *, {lot} AS lot {source} AND {lot} <= {highest} "  # noqa: S608
+            f"ORDER BY lot LIMIT {int(limit)}) ORDER BY time, request_id"
+        )
+        return database.execute(query, values).df()
+
+
+def count_captures(
+    folder: Path, *, since: float | None = None, until: float | None = None, with_replays: bool = False
+) -> pd.DataFrame:
+    """All captured requests of a window, counted: `version`, `status`, `requests`.
+
+    Reads narrow columns of everything, never a body: cheap where `read_captures` must sample.
+    """
+    conditions, values = _conditions(since, until, None, None, with_replays=with_replays)
+    with _locked(folder, fcntl.LOCK_SH), _connected() as database:
+        query = (
+            f"SELECT version, status, count(*) AS requests FROM ({_table(folder, since=since, until=until)}) "  # noqa: S608
+            f"WHERE {conditions} GROUP BY ALL ORDER BY ALL"
         )
         return database.execute(query, values).df()
 
@@ -189,12 +217,17 @@ def _live_query(paths: Sequence[Path]) -> str:
     types = ", ".join(f"'{name}': '{kind}'" for name, kind in CAPTURE_COLUMNS.items())
     return (
         f"SELECT {columns} FROM read_json({_quoted_list(paths)}, format='newline_delimited', "  # noqa: S608
-        f"columns={{{types}}}, ignore_errors=true, maximum_object_size=67108864) WHERE time IS NOT NULL"
+        f"columns={{{types}}}, ignore_errors=true, maximum_object_size={_LINE_BYTES_MAX}) WHERE time IS NOT NULL"
     )
 
 
 def _conditions(
-    since: float | None, until: float | None, versions: Sequence[str] | None, *, with_replays: bool
+    since: float | None,
+    until: float | None,
+    versions: Sequence[str] | None,
+    statuses: Sequence[int] | None,
+    *,
+    with_replays: bool,
 ) -> tuple[str, list[Any]]:
     conditions, values = ["true"], list[Any]()
     if since is not None:
@@ -206,6 +239,9 @@ def _conditions(
     if versions is not None:
         conditions.append("list_contains(?::VARCHAR[], version)")
         values.append(list(versions))
+    if statuses is not None:
+        conditions.append("list_contains(?::SMALLINT[], status)")
+        values.append(list(statuses))
     if not with_replays:
         conditions.append("NOT replay")
     return " AND ".join(conditions), values
@@ -294,6 +330,18 @@ def _write_state(folder: Path, state: _State) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(_state_path(folder))
+
+
+@contextlib.contextmanager
+def _connected() -> Generator[duckdb.DuckDBPyConnection]:
+    """A database that reads in bounded memory, with no more threads than that memory is shared well by."""
+    import duckdb
+
+    with contextlib.closing(duckdb.connect()) as database:
+        database.execute(f"SET memory_limit = '{READ_MEMORY_MIB}MiB'")
+        database.execute(f"SET threads = {min(READ_THREADS_MAX, os.cpu_count() or 1)}")
+        database.execute("SET preserve_insertion_order = false")
+        yield database
 
 
 @contextlib.contextmanager

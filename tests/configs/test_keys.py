@@ -17,11 +17,11 @@ def test_every_key_is_documented() -> None:
 def test_keys_are_those_of_a_whole_policy() -> None:
     """What a fully written policy has as leaves is what the table lists."""
     content = valid_content()
-    content |= {"replicas": {"batch": {"max_rows": 3}}}
+    content |= {"replicas": {"batch": {"max_rows": 3}}, "drift": {}}
     content["evaluation"]["slices"] = [{"column": "c", "metric": "mae", "margin": 0.1}]
 
     def leaves(value: object, path: str = "") -> set[str]:
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             return set().union(
                 *(leaves(inner, f"{path}.{name}" if path else name) for name, inner in value.items())
             )
@@ -41,6 +41,7 @@ def test_words_for_types_and_limits() -> None:
     assert by_path["canary.steps"].default == "[5, 25, 50, 95]"
     assert by_path["evaluation.metrics[].name"].default == "required"
     assert by_path["replicas.batch"].is_section
+    assert by_path["drift.thresholds.columns"].takes == "a mapping of text to a number"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from serving.capture import reader
-from serving.capture.reader import CAPTURE_COLUMNS, compact, purge_captures, read_captures
+from serving.capture.reader import CAPTURE_COLUMNS, compact, count_captures, purge_captures, read_captures
 from tests.serving.capture.exchanges import record, recorder
 
 NOON = 1_795_348_800.0  # 2026-11-22T12:00 UTC
@@ -53,6 +53,47 @@ def test_the_sample_is_bounded_and_repeatable(tmp_path: Path) -> None:
     assert len(first) == 50
     assert ids(tmp_path, limit=50, seed=1) == first
     assert max(int(name[2:]) for name in first) > 250, "drawn from all of the window, not from its start"
+
+
+def test_the_sample_does_not_depend_on_files(tmp_path: Path) -> None:
+    """A compaction between two looks must not draw other rows."""
+    write(tmp_path, range(300))
+    write(tmp_path, range(300, 500))
+    before = ids(tmp_path, limit=60, seed=2)
+    compact(tmp_path / "captures", now=time.time())
+    assert ids(tmp_path, limit=60, seed=2) == before
+    assert ids(tmp_path, limit=60, seed=3) != before
+
+
+def test_every_request_is_as_likely_to_be_drawn(tmp_path: Path) -> None:
+    write(tmp_path, range(200))
+    drawn = [int(name[2:]) for seed in range(60) for name in ids(tmp_path, limit=20, seed=seed)]
+    assert len(drawn) == 60 * 20
+    halves = sum(number < 100 for number in drawn)
+    assert abs(halves - 600) < 4 * (1200 * 0.25) ** 0.5, "within four standard deviations of a half"
+    assert len(set(drawn)) > 190, "nobody is left out for ever"
+
+
+def test_columns_and_statuses_are_chosen(tmp_path: Path) -> None:
+    write(tmp_path, range(5))
+    write(tmp_path, range(5, 8), status=400)
+    frame = read_captures(tmp_path / "captures", statuses=[400], columns=("status", "inputs"))
+    assert list(frame.columns) == ["status", "inputs"]
+    assert list(frame["status"]) == [400, 400, 400]
+
+
+def test_everything_is_counted(tmp_path: Path) -> None:
+    write(tmp_path, range(50))
+    write(tmp_path, range(50, 57), status=400)
+    write(tmp_path, range(57, 60), version=b"4")
+    write(tmp_path, range(60, 70), replay=True)
+    counts = count_captures(tmp_path / "captures").to_dict(orient="records")
+    assert counts == [
+        {"version": "3", "status": 200, "requests": 50},
+        {"version": "3", "status": 400, "requests": 7},
+        {"version": "4", "status": 200, "requests": 3},
+    ]
+    assert len(count_captures(tmp_path / "captures", until=NOON)) == 0
 
 
 def test_compaction_keeps_every_record_and_splits_by_hour(tmp_path: Path) -> None:
