@@ -77,9 +77,9 @@ class DriftBudgets(Section):
     outputs: float | None = Field(
         default=None,
         gt=0,
-        description="While a release is recent: distance between the answers of the new and the old "
-        "version to the same traffic that rolls back (canary only). None: it never does, for a new version "
-        "may well answer differently.",
+        description="While a release is recent: how far the new version's answers to the same traffic may be "
+        "from the old one's (distance as in thresholds); further, with output drift, rolls back. None: it "
+        "never does, for a new version may well answer differently.",
     )
 
 
@@ -122,6 +122,11 @@ class Drift(Section):
     m: int = Field(default=3, ge=1, le=50, description="... of its last m windows, the newest among them.")
     retrain_again_s: float = Field(
         default=604_800, ge=0, description="Retraining is not asked for again sooner than this."
+    )
+    features_tag: str = Field(
+        default="features",
+        description="Tag of a registered version that names its feature code: only where the recent release "
+        "changed it can rolling back mend broken inputs.",
     )
     actions: bool = Field(
         default=True,

@@ -57,6 +57,7 @@ COMPACT_BYTES_MAX = 256 << 20
 READ_MEMORY_MIB = 512
 READ_THREADS_MAX = 4
 
+_ROWS_AT_ONCE = 256
 _LINE_BYTES_MAX = 16 << 20
 """Two bodies of 1 MiB, all of it escaped (six bytes for one). Every reading thread takes twice this."""
 
@@ -101,20 +102,35 @@ def read_captures(
     reservoir it does not depend on the order of the rows: it is the same before and after a
     compaction, on any number of threads. The shadow's copies are left out unless asked for.
     """
-    listed = ", ".join(f'"{name}"' for name in CAPTURE_COLUMNS if name in columns)
-    conditions, values = _conditions(since, until, versions, statuses, with_replays=with_replays)
-    lot = f"hash(request_id, time, {int(seed)})"
     with _locked(folder, fcntl.LOCK_SH), _connected() as database:
-        source = f"FROM ({_table(folder, since=since, until=until)}) WHERE {conditions}"
-        # First the lots alone: two narrow columns. The wide bodies are then read of the drawn rows only.
-        drawn = f"SELECT max(lot) FROM (SELECT {lot} AS lot {source} ORDER BY lot LIMIT {int(limit)})"  # noqa: S608
-        row = database.execute(drawn, values).fetchone()
-        highest = row[0] if row is not None and row[0] is not None else 0
-        query = (
-            f"SELECT {listed} FROM (SELECT *, {lot} AS lot {source} AND {lot} <= {highest} "  # noqa: S608
-            f"ORDER BY lot LIMIT {int(limit)}) ORDER BY time, request_id"
-        )
-        return database.execute(query, values).df()
+        conditions, values = _conditions(since, until, versions, statuses, with_replays=with_replays)
+        drawn = _draw(database, folder, (since, until), conditions, values, limit=limit, seed=seed)
+        listed = ", ".join(f'"{name}"' for name in CAPTURE_COLUMNS if name in columns)
+        return database.execute(f"SELECT {listed} FROM ({drawn}) ORDER BY time, request_id", values).df()  # noqa: S608
+
+
+def stream_captures(
+    folder: Path,
+    *,
+    since: float,
+    until: float,
+    versions: Sequence[str] | None = None,
+    statuses: Sequence[int] | None = None,
+    limit: int,
+    seed: int = 0,
+    columns: Sequence[str],
+) -> Generator[tuple[Any, ...]]:
+    """The same sample row by row, in no order: for bodies, which may be a megabyte each.
+
+    Holds the folder's shared lock until it is exhausted or closed.
+    """
+    with _locked(folder, fcntl.LOCK_SH), _connected() as database:
+        conditions, values = _conditions(since, until, versions, statuses, with_replays=False)
+        drawn = _draw(database, folder, (since, until), conditions, values, limit=limit, seed=seed)
+        listed = ", ".join(f'"{name}"' for name in columns)
+        result = database.execute(f"SELECT {listed} FROM ({drawn})", values)  # noqa: S608
+        while rows := result.fetchmany(_ROWS_AT_ONCE):
+            yield from rows
 
 
 def count_captures(
@@ -211,13 +227,36 @@ def _table(folder: Path, *, since: float | None, until: float | None) -> str:
     return " UNION ALL ".join(parts)
 
 
+def _draw(
+    database: duckdb.DuckDBPyConnection,
+    folder: Path,
+    window: tuple[float | None, float | None],
+    conditions: str,
+    values: list[Any],
+    *,
+    limit: int,
+    seed: int,
+) -> str:
+    """A query for the `limit` rows with the lowest lots that meet the conditions."""
+    lot = f"hash(request_id, time, {int(seed)})"
+    source = f"FROM ({_table(folder, since=window[0], until=window[1])}) WHERE {conditions}"
+    # First the lots alone: two narrow columns. The wide bodies are then read of the drawn rows only.
+    row = database.execute(
+        f"SELECT max(lot) FROM (SELECT {lot} AS lot {source} ORDER BY lot LIMIT {int(limit)})",  # noqa: S608
+        values,
+    ).fetchone()
+    highest = row[0] if row is not None and row[0] is not None else 0
+    return f"SELECT * {source} AND {lot} <= {highest}"
+
+
 def _live_query(paths: Sequence[Path]) -> str:
     """Segments as a table: the trailer and a torn last line have no time, and are left out."""
     columns = ", ".join(f'"{name}"' for name in CAPTURE_COLUMNS)
     types = ", ".join(f"'{name}': '{kind}'" for name, kind in CAPTURE_COLUMNS.items())
     return (
         f"SELECT {columns} FROM read_json({_quoted_list(paths)}, format='newline_delimited', "  # noqa: S608
-        f"columns={{{types}}}, ignore_errors=true, maximum_object_size={_LINE_BYTES_MAX}) WHERE time IS NOT NULL"
+        f"columns={{{types}}}, ignore_errors=true, maximum_object_size={_LINE_BYTES_MAX}) "
+        "WHERE time IS NOT NULL"
     )
 
 
