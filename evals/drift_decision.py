@@ -221,14 +221,14 @@ def _harmless(situation: Situation) -> Decision:
 
 def _outputs_unknown(situation: Situation) -> Decision:
     """Answers moved and nobody knows yet whether they are worse."""
-    if situation.recent and situation.outputs_differ:
-        return Decision(
-            "output drift, budget broken against the old version",
-            (Action.ROLL_BACK, Action.ALERT),
-            "answers drifted, and differ from the old version's to the same traffic by more than "
-            "drift.budgets.outputs",
-        )
     if not situation.inputs:
+        if situation.recent and situation.outputs_differ:
+            return Decision(
+                "output drift, budget broken against the old version",
+                (Action.ROLL_BACK, Action.ALERT),
+                "answers drifted while inputs did not, and differ from the old version's to the same traffic "
+                "by more than drift.budgets.outputs",
+            )
         if situation.recent:
             return Decision(
                 "output drift alone",

@@ -187,10 +187,11 @@ def _definition(it: Any, kinds: Mapping[str, bool]) -> Any:
 
 
 def _lumped(reference: Frame, current: Frame, kinds: Mapping[str, bool]) -> tuple[Frame, Frame]:
-    """The compared columns alone, with rare categories of the reference as one.
+    """The compared columns alone, with rare categories as one.
 
-    New categories keep their names only if they are as frequent as the reference's, so that both
-    sides are cut by one rule.
+    Which are rare is decided by the counts of both sides together: given those, how they fall on the two
+    sides is chance alone where nothing drifted. Chosen by one side's shares, the test would find the
+    choice itself (tried: 59 of 60 unchanged windows were flagged).
     """
     import pandas as pd
 
@@ -201,10 +202,8 @@ def _lumped(reference: Frame, current: Frame, kinds: Mapping[str, bool]) -> tupl
             left[name], right[name] = reference[name].astype("float64"), current[name].astype("float64")
             continue
         texts = [side[name] for side in (reference, current)]
-        shares = (
-            texts[0].value_counts(normalize=True).add(texts[1].value_counts(normalize=True), fill_value=0)
-        )
-        kept = set(shares.nlargest(CATEGORIES_MAX).index)
+        counts = texts[0].value_counts().add(texts[1].value_counts(), fill_value=0)
+        kept = list(counts.nlargest(CATEGORIES_MAX).index)
         left[name], right[name] = (side.where(side.isna() | side.isin(kept), _OTHER) for side in texts)
     return pd.DataFrame(left), pd.DataFrame(right)
 
