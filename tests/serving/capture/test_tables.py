@@ -10,7 +10,7 @@ import pytest
 from serving.capture.tables import ROWS_OF_ONE_REQUEST_MAX, rows_of, sample_table, with_predictions
 from tests.serving.capture.exchanges import record, recorder
 
-NOON = 4_102_488_000.0
+NOON = 1_795_348_800.0
 ROWS = [{"a": 1, "b": "x"}, {"a": None, "b": "y"}]
 
 
@@ -68,7 +68,7 @@ def test_predictions_stand_beside_their_rows(answer: object, first: dict) -> Non
 
 
 def write(folder: Path, requests: int, *, rows: int = 1, **more: object) -> None:
-    writing = recorder(folder, spool_dir=None, replica=f"r{len(list(folder.rglob('*')))}")
+    writing = recorder(folder, clock=lambda: NOON, spool_dir=None, replica=f"r{len(list(folder.rglob('*')))}")
     for number in range(requests):
         body = json.dumps({"inputs": {"n": [number] * rows}})
         answer = json.dumps({"predictions": [number / 10] * rows})
