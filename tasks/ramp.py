@@ -186,9 +186,11 @@ def _begin(release: Release, row: EndpointRow, slot: Slot) -> _Ramp:
     seen = bench.endpoint.observations(release.placed_cursor)
     cursor, champion = seen.cursor, seen.frame[~seen.frame["failed"]]
     entered_at, fresh = bench.clock(), 0
-    # Fresh requests first: those before ran beside the shadow's replays. But nobody waits long for them.
+    # Fresh requests first: those before ran beside the shadow's replays. But nobody waits long for them,
+    # nor longer than a step bakes.
+    patience_s = min(_BASELINE_FRESH_S, bench.policy.canary.bake_s)
     while len(champion) < BASELINE_REQUESTS_MIN or (
-        fresh < _BASELINE_FRESH and bench.clock() < entered_at + _BASELINE_FRESH_S
+        fresh < _BASELINE_FRESH and bench.clock() < entered_at + patience_s
     ):
         release.check()
         release.progress(

@@ -17,7 +17,9 @@ import time
 from pathlib import Path
 
 from benchmarks.reliability.__main__ import make_stand
+from configs.settings import Settings
 from serving.gateway.keys import Keys
+from serving.journal import Journal
 from tests.e2e.stand import INTERLOCK, Traffic
 
 _HELP_RUNS = 7
@@ -30,7 +32,7 @@ def main() -> int:
     releases: int = parser.parse_args().releases
     print(f"interlock --help: median {_help_s():.2f} s")
     with tempfile.TemporaryDirectory(prefix="interlock-release-") as folder:
-        stand = make_stand(Path(folder), bake_s=0, soak_s=0)
+        stand = make_stand(Path(folder), replicas=1, bake_s=0, soak_s=0)
         try:
             stand.interlock("up")
             champion = stand.register()
@@ -48,14 +50,27 @@ def main() -> int:
                         f"release {number + 1}: {ended['state']} after {ended['ended_at'] - begun:.1f} s, "
                         f"of which {waited_s:.1f} s until the flow had claimed it"
                     )
+                    print(_timeline(stand.settings, version, begun))
+                version = stand.register(offset=0.01)
                 begun = time.time()
-                said = stand.interlock("release", "sums", stand.register(offset=0.01), "--wait")
+                said = stand.interlock("release", "sums", version, "--wait")
                 print(f"by `interlock release --wait`, {time.time() - begun:.1f} s: {said.splitlines()[-1]}")
                 failed = sum(status != 200 for _, status, _ in traffic.answers)
                 print(f"{failed} of {len(traffic.answers)} client requests failed")
         finally:
             stand.interlock("down", check=False)
     return 0
+
+
+def _timeline(settings: Settings, version: str, begun: float) -> str:
+    """When the release's trail says what, in seconds since the alias was set."""
+    journal = Journal(settings.journal)
+    release_id = journal.releases(version=version)[0].id
+    lines = [row for row in reversed(journal.audit(limit=500)) if row.release_id == release_id]
+    journal.close()
+    return "  " + ", ".join(
+        f"{row.time - begun:.1f} {row.what} {row.details.get('stage', '')}".strip() for row in lines
+    )
 
 
 def _help_s() -> float:

@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/reliability.md"))
     out: Path = parser.parse_args().out
     with tempfile.TemporaryDirectory(prefix="interlock-reliability-") as folder:
-        stand = make_stand(Path(folder), bake_s=300, soak_s=3)
+        stand = make_stand(Path(folder), replicas=2, bake_s=300, soak_s=3)
         try:
             stand.interlock("up")
             rows = _measure(stand)
@@ -58,11 +58,11 @@ def main() -> int:
     return 0
 
 
-def make_stand(folder: Path, *, bake_s: float, soak_s: float) -> Stand:
-    """A stack of its own with two replicas a version, not started yet."""
+def make_stand(folder: Path, *, replicas: int, bake_s: float, soak_s: float) -> Stand:
+    """A stack of its own, not started yet."""
     settings = own_settings(folder)
     made = Stand(settings)
-    policy = POLICY.replace("count: 1", "count: 2").replace("bake_s: 12", f"bake_s: {bake_s:g}")
+    policy = POLICY.replace("count: 1", f"count: {replicas}").replace("bake_s: 12", f"bake_s: {bake_s:g}")
     policy = policy.replace("soak_s: 3", f"soak_s: {soak_s:g}")
     (settings.policy_dir / "sums.yaml").write_text(policy)
     return made
