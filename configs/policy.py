@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from configs.drift import Drift
 from configs.notify import Notify
 from configs.section import LatencyBudget, Name, Probability, Section
+from configs.watch import Watch
 
 
 class Batch(Section):
@@ -249,3 +250,4 @@ class Policy(Section):
     keep_previous_s: float = Field(
         default=3600, ge=0, description="The old champion stays warm this long after promotion."
     )
+    watch: Watch = Field(default_factory=Watch, description="After the promotion.")

@@ -98,6 +98,18 @@ class Wealth:
         self.log_bets = self.log_bets + log_factors
 
     @property
+    def reserve(self) -> float:
+        """What is not bet yet, as a fraction of the first wealth."""
+        return self._reserve
+
+    def restore(self, log_bets: ArrayLike, reserve: float) -> None:
+        """Go on from wealth that was stored: `log_bets` and `reserve` as they were read."""
+        stored = np.asarray(log_bets, dtype=np.float64)
+        if stored.shape != self.log_bets.shape:
+            raise ValueError(f"Stored bets have shape {stored.shape}, these {self.log_bets.shape}.")
+        self.log_bets, self._reserve = stored.copy(), reserve
+
+    @property
     def log_e(self) -> FloatArray:
         """Log of the whole wealth, the e-value; shape (*shape)."""
         return self.with_factors(np.zeros_like(self._log_weights))
@@ -259,6 +271,7 @@ class OneSample:
         *,
         worse: bool,
         levels: FloatArray = LEVELS,
+        reserve: float = 0.0,
     ) -> None:
         mean = np.clip(np.asarray(null, dtype=np.float64), _MEAN_MIN, 1 - _MEAN_MIN)
         alternative = alternatives(mean)
@@ -267,7 +280,7 @@ class OneSample:
         low, high = (0.0, _STAKE_LIMIT / self._null) if worse else (-_STAKE_LIMIT / (1 - self._null), 0.0)
         self._stakes: FloatArray = np.clip(stake, low, high)
         self.levels = levels
-        self.wealth = Wealth(weights, mean.shape)
+        self.wealth = Wealth(weights, mean.shape, reserve=reserve)
 
     @property
     def log_e(self) -> FloatArray:
@@ -276,9 +289,15 @@ class OneSample:
 
     def update(self, units: ArrayLike) -> None:
         """Play one batch of units at each level, shape (*shape, L)."""
-        counts = np.asarray(units, dtype=np.float64)
+        self.wealth.grow(self._growth(units))
+
+    def log_e_with(self, units: ArrayLike) -> FloatArray:
+        """Log e-value if these units were played too, without playing them."""
+        return self.wealth.with_factors(self._growth(units))
+
+    def _growth(self, units: ArrayLike) -> FloatArray:
         centre = np.broadcast_to(self._null, self._stakes.shape)
-        self.wealth.grow(_log_growth(self._stakes, centre, counts, self.levels))
+        return _log_growth(self._stakes, centre, np.asarray(units, dtype=np.float64), self.levels)
 
     def expected_growth(self, mean: ArrayLike) -> FloatArray:
         """Expected log growth of each bet per unit if values were 0/1 with this mean; (*shape, K)."""

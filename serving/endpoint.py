@@ -184,8 +184,13 @@ class Endpoint(Protocol):
         """Ask one slot directly, past the split. Model faults are replies, not exceptions."""
         ...
 
-    def observations(self, cursor: str | None, *, settle_s: float = 0.0) -> Observations:
-        """Finished requests since `cursor`; None starts at now (an empty frame and a cursor)."""
+    def observations(
+        self, cursor: str | None, *, settle_s: float = 0.0, limit: int | None = None
+    ) -> Observations:
+        """Finished requests since `cursor`; None starts at now (an empty frame and a cursor).
+
+        With `limit` it stops soon after so many rows; the cursor then stands before the rest.
+        """
         ...
 
     def exchanges(self, cursor: str | None, *, limit: int) -> tuple[list[Exchange], str]:

@@ -166,16 +166,19 @@ class FakeEndpoint:
         reply = self._answer(held.version, body)
         return reply if reply.elapsed_ms <= timeout_s * 1000 else Reply(0, b"", timeout_s * 1000)
 
-    def observations(self, cursor: str | None, *, settle_s: float = 0.0) -> Observations:
+    def observations(
+        self, cursor: str | None, *, settle_s: float = 0.0, limit: int | None = None
+    ) -> Observations:
         """What `send` noted; nothing is ever in flight."""
         import pandas as pd
 
         self._begin("observations")
         start = len(self._rows) if cursor is None else _position(cursor)
-        frame = pd.DataFrame(self._rows[start:], columns=pd.Index(OBSERVATION_COLUMNS))
+        end = len(self._rows) if limit is None else min(len(self._rows), start + limit)
+        frame = pd.DataFrame(self._rows[start:end], columns=pd.Index(OBSERVATION_COLUMNS))
         kinds = {name: kind.split(":")[0] for name, kind in OBSERVATION_COLUMNS.items()}
         frame = frame.astype({name: "object" if kind == "str" else kind for name, kind in kinds.items()})
-        return Observations(frame, str(len(self._rows)), dict.fromkeys(Slot, 0))
+        return Observations(frame, str(end), dict.fromkeys(Slot, 0))
 
     def exchanges(self, cursor: str | None, *, limit: int) -> tuple[list[Exchange], str]:
         """What the default slot answered."""

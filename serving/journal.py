@@ -21,8 +21,8 @@ from sqlalchemy import event, exc
 
 from serving.endpoint import Slot
 from serving.errors import Fenced, PlatformUnavailable, Refused
-from serving.journal_schema import AUDIT, ENDPOINTS, LOOKS, METADATA, RELEASES
-from serving.records import AuditRow, EndpointRow, LookRow, ReleaseRow, ReleaseState, Stage
+from serving.journal_schema import AUDIT, ENDPOINTS, LOOKS, METADATA, RELEASES, STATES
+from serving.records import AuditRow, EndpointRow, LookRow, ReleaseRow, ReleaseState, Stage, StateRow
 
 
 class Journal:
@@ -340,6 +340,32 @@ class Journal:
             query = query.where(AUDIT.c.what.in_(what))
         rows = self._rows(query)
         return [AuditRow(**{key: value for key, value in row.items() if key != "id"}) for row in rows]
+
+    def state(self, endpoint: str, kind: str) -> StateRow | None:
+        """What was stored last under this kind, None before the first time."""
+        found = self._rows(sa.select(STATES).where(STATES.c.endpoint == endpoint, STATES.c.kind == kind))
+        return StateRow(**found[0]) if found else None
+
+    def put_state(
+        self, endpoint: str, kind: str, value: Mapping[str, Any], *, after: int, now: float
+    ) -> StateRow:
+        """Store the step after number `after` (0: the first). Raises `Fenced` where another run was first."""
+        row = {
+            "endpoint": endpoint,
+            "kind": kind,
+            "number": after + 1,
+            "time": now,
+            "value": json.loads(json.dumps(value)),
+        }
+        mine = sa.and_(STATES.c.endpoint == endpoint, STATES.c.kind == kind, STATES.c.number == after)
+        statement = sa.insert(STATES) if after == 0 else sa.update(STATES).where(mine)
+        try:
+            written = self._execute(statement.values(row))
+        except exc.IntegrityError:
+            written = 0
+        if written == 0:
+            raise Fenced(f"{endpoint}: another run has stored step {after + 1} of its {kind}.")
+        return StateRow(**row)
 
     # -- inside ----------------------------------------------------------------------------------
 

@@ -71,3 +71,13 @@ AUDIT = sa.Table(
     sa.Column("what", sa.String(80), nullable=False),
     sa.Column("details", sa.JSON, nullable=False),
 )
+
+STATES = sa.Table(
+    "states",
+    METADATA,
+    sa.Column("endpoint", sa.String(40), primary_key=True),
+    sa.Column("kind", sa.String(40), primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("time", sa.Float, nullable=False),
+    sa.Column("value", sa.JSON, nullable=False),
+)

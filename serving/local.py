@@ -142,9 +142,11 @@ class LocalEndpoint:
         replica = record.replicas[next(self._turns) % len(record.replicas)]
         return self._direct.post(replica.port, path, body, content_type=content_type, timeout_s=timeout_s)
 
-    def observations(self, cursor: str | None, *, settle_s: float = 0.0) -> Observations:
+    def observations(
+        self, cursor: str | None, *, settle_s: float = 0.0, limit: int | None = None
+    ) -> Observations:
         """Finished requests from the gateway's access log."""
-        part = self._log.read(cursor)
+        part = self._log.read(cursor, limit=limit)
         if part.malformed:
             _LOGGER.warning("%s: %d lines of the access log cannot be read", self.name, part.malformed)
         in_flight: Counter[Slot] = Counter(dict.fromkeys(Slot, 0))

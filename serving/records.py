@@ -141,6 +141,20 @@ class LookRow:
 
 
 @dataclass(frozen=True, slots=True)
+class StateRow:
+    """What a process that never ends (the watch) remembers from one run to the next.
+
+    `number` counts its steps: whoever stores step n + 1 must have read step n.
+    """
+
+    endpoint: str
+    kind: str
+    number: int
+    time: float
+    value: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class AuditRow:
     """One line of the trail."""
 

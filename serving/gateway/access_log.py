@@ -43,11 +43,12 @@ class AccessLog:
         self._pattern = line_pattern(endpoint)
         self._mark = endpoint_mark(endpoint)
 
-    def read(self, cursor: str | None, *, until: str | None = None) -> LogPart:
+    def read(self, cursor: str | None, *, until: str | None = None, limit: int | None = None) -> LogPart:
         """Requests that were assigned to a slot, logged after `cursor` (None: start at now).
 
-        `until` is a cursor to stop at; without it the last complete line. An unfinished line
-        waits for the next call. Raises Refused for a text that is no cursor.
+        `until` is a cursor to stop at; without it the last complete line. `limit` stops after the
+        chunk (of some megabytes) in which so many rows are reached. An unfinished line waits for
+        the next call. Raises Refused for a text that is no cursor.
         """
         import pandas as pd
 
@@ -55,7 +56,7 @@ class AccessLog:
             return LogPart(_frame([]), self._now(), 0)
         start, stop = _parse(cursor), _parse(until) if until else None
         frames: list[pd.DataFrame] = []
-        malformed = 0
+        malformed = count = 0
         for path in self._files_from(start):
             inode, size = _inode(path), path.stat().st_size
             position = start.offset if inode == start.inode and start.offset <= size else 0
@@ -66,8 +67,11 @@ class AccessLog:
                 if rows:
                     frames.append(_frame(rows))
                 position += len(chunk)
+                count += len(rows)
+                if limit is not None and count >= limit:
+                    break
             cursor = f"{inode}:{position}"
-            if stop and stop.inode == inode:
+            if (stop and stop.inode == inode) or (limit is not None and count >= limit):
                 break
         frame = pd.concat(frames, ignore_index=True) if frames else _frame([])
         return LogPart(frame, cursor, malformed)

@@ -130,6 +130,28 @@ def test_a_look_is_stored_once(journal: Journal) -> None:
     assert journal.looks("r", "canary") == [look]
 
 
+def test_of_two_runs_that_read_the_same_step_one_stores_the_next(journal: Journal) -> None:
+    assert journal.state("flights", "watch") is None
+    first = journal.put_state("flights", "watch", {"seen": 1}, after=0, now=100)
+    with pytest.raises(Fenced, match="step 1"):
+        journal.put_state("flights", "watch", {"seen": 9}, after=0, now=100)
+    assert journal.put_state("flights", "watch", {"seen": 2}, after=first.number, now=101).number == 2
+    with pytest.raises(Fenced, match="step 2"):
+        journal.put_state("flights", "watch", {"seen": 9}, after=first.number, now=102)
+    kept = journal.state("flights", "watch")
+    assert kept is not None
+    assert (kept.number, kept.time, kept.value) == (2, 101, {"seen": 2})
+    assert journal.state("other", "watch") is None
+
+
+def test_the_trail_can_be_asked_for_one_kind_of_line(journal: Journal) -> None:
+    journal.record("flights", "claimed", who="a", now=1)
+    journal.record("flights", "signature", who="a", now=2, version="3")
+    journal.record("flights", "claimed", who="a", now=3)
+    (only,) = journal.audit("flights", what=("signature",))
+    assert only.details == {"version": "3"}
+
+
 def test_a_database_that_cannot_be_opened_is_named_with_the_next_step(tmp_path: Path) -> None:
     folder = tmp_path / "journal.db"
     folder.mkdir()

@@ -331,6 +331,19 @@ class TestObservations:
         again = serving.observations(two.cursor)
         assert (len(again.frame), again.cursor) == (0, two.cursor)
 
+    def test_a_bounded_read_loses_nothing(self, platform: Platform, serving: Endpoint) -> None:
+        cursor = serving.observations(None).cursor
+        for number in range(5):
+            platform.send(serving, user=str(number))
+        whole = settled(serving, cursor, 5)
+        found: list[str] = []
+        for _ in range(5):
+            part = serving.observations(cursor, limit=2)
+            found += list(part.frame["request_id"])
+            cursor = part.cursor
+        assert found == list(whole.frame["request_id"])
+        assert cursor == whole.cursor
+
     def test_endpoints_do_not_see_each_other(self, platform: Platform, serving: Endpoint) -> None:
         other = platform.endpoint()
         try:

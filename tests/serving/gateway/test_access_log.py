@@ -173,6 +173,22 @@ def test_the_same_two_cursors_give_the_same_rows(path: Path) -> None:
     assert list(rest.frame["request_id"]) == [f"s{n}" for n in range(10)]
 
 
+def test_a_bounded_read_stops_at_a_chunk_and_goes_on_there(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.gateway.access_log._CHUNK_BYTES", 3 * len(line(id="0")))
+    append(path, "".join(line(id=str(number)) for number in range(8)))
+    log, cursor, found, parts = AccessLog(path, "flights"), "0:0", [], 0
+    while True:
+        part = log.read(cursor, limit=2)
+        if part.cursor == cursor:
+            break
+        assert len(part.frame) <= 3
+        found += list(part.frame["request_id"])
+        cursor, parts = part.cursor, parts + 1
+    assert (found, parts) == ([str(number) for number in range(8)], 3)
+
+
 def test_rotation_loses_nothing(path: Path) -> None:
     log = AccessLog(path, "flights")
     append(path, line(id="one"))
