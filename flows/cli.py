@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from flows import cli_keys, cli_policy, cli_release, cli_stack
+from flows import cli_keys, cli_policy, cli_release, cli_stack, cli_watch
 
 _EPILOG = (
     "Exit statuses: 0 done, 1 failed, 2 wrong usage, 3 version rejected, 4 held, interrupted or aborted, "
@@ -34,7 +34,7 @@ for _command in (cli_stack.up, cli_stack.down, cli_stack.status, cli_stack.docto
 app.command("env")(cli_stack.show_environment)
 for _command in (cli_release.release, cli_release.pause, cli_release.resume, cli_release.abort):
     app.command()(_command)
-for _command in (cli_release.rollback, cli_release.history):
+for _command in (cli_watch.rollback, cli_release.history, cli_watch.watch):
     app.command()(_command)
 app.command()(cli_policy.validate)
 app.command("policy-keys")(cli_policy.show_policy_keys)

@@ -135,3 +135,11 @@ def wrapped(text: str, *, indent: int) -> str:
     space = " " * indent
     width = shutil.get_terminal_size((100, 24)).columns
     return textwrap.fill(text, max(width, 40), initial_indent=space, subsequent_indent=space)
+
+
+def who() -> str:
+    """Whoever types here, for the trail."""
+    import getpass
+    import socket
+
+    return f"{getpass.getuser()}@{socket.gethostname()}"

@@ -74,31 +74,10 @@ def abort(endpoint: Endpoint) -> None:
     Its share goes to 0; the version is not rejected.
     """
     from configs.loading import load_settings
+    from flows.cli_output import who
     from tasks.control import abort as ask_abort
 
-    typer.echo(ask_abort(load_settings(), endpoint, who=_who()))
-
-
-def rollback(
-    endpoint: Endpoint,
-    reason: Annotated[str, typer.Option("--reason", help="Why, for the trail.")],
-    as_json: AsJson = False,
-) -> None:
-    """Go back to the version before, now.
-
-    From an open release to its champion, else to the previous version. Needs neither Prefect nor MLflow.
-    """
-    from dataclasses import asdict
-
-    from configs.loading import load_settings
-    from flows.cli_output import print_json
-    from tasks.control import roll_back
-
-    report = roll_back(load_settings(), endpoint, reason=reason, who=_who())
-    if as_json:
-        print_json(asdict(report))
-    else:
-        typer.echo(report.message)
+    typer.echo(ask_abort(load_settings(), endpoint, who=who()))
 
 
 def history(
@@ -175,10 +154,3 @@ def _snapshot_words(snapshot: Mapping[str, Any]) -> str:
     from flows.cli_output import progress_words
 
     return f"{release['stage']}: {progress_words(release)}"
-
-
-def _who() -> str:
-    import getpass
-    import socket
-
-    return f"{getpass.getuser()}@{socket.gethostname()}"

@@ -10,16 +10,19 @@ from tasks.stages import Stopped, roll_back
 
 
 @flow(name="rollback", flow_run_name="{endpoint}")
-def roll_back_endpoint(endpoint: str, reason: str, who: str = "a person in Prefect") -> State:
+def roll_back_endpoint(
+    endpoint: str, reason: str, who: str = "a person in Prefect", force: bool = False
+) -> State:
     """Take the endpoint back: from an open release to its champion, else to the previous version.
 
     Args:
         endpoint: Name of the endpoint, as in its policy file.
         reason: Why, for the trail.
         who: Who asked.
+        force: Go back although the signatures say that clients would notice.
     """
     try:
-        message = roll_back(endpoint, reason=reason, who=who)
+        message = roll_back(endpoint, reason=reason, who=who, force=force)
     except Stopped as stopped:
         return named_state(stopped.name, stopped.message)
     return named_state("RolledBack", message)

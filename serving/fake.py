@@ -46,7 +46,8 @@ class FakeEndpoint:
     """One endpoint in memory; see `serving.endpoint.Endpoint`.
 
     `behave(version, behaviour)` says what a version answers, `break_start(version)` that it never
-    becomes healthy, `fail_next(verb, error)` makes one verb raise once, before it does anything.
+    becomes healthy, `sicken(version)` that it no longer is, `fail_next(verb, error)` makes one verb
+    raise once, before it does anything.
     """
 
     capabilities = Capabilities(
@@ -60,6 +61,7 @@ class FakeEndpoint:
         self._held: dict[Slot, _Held] = {}
         self._behaviours: dict[str, Behaviour] = {}
         self._broken: set[str] = set()
+        self._sick: set[str] = set()
         self._failures: dict[str, list[ServingError]] = {}
         self._rows: list[dict[str, object]] = []
         self._exchanges: list[Exchange] = []
@@ -72,6 +74,10 @@ class FakeEndpoint:
     def break_start(self, version: str) -> None:
         """Let this version never become healthy."""
         self._broken.add(version)
+
+    def sicken(self, version: str) -> None:
+        """Let the platform see every replica of this version as down."""
+        self._sick.add(version)
 
     def fail_next(self, verb: str, error: ServingError) -> None:
         """Let the next call of this verb raise, with nothing done."""
@@ -150,7 +156,11 @@ class FakeEndpoint:
             route=effective(self._route, self._clock()) if self._route else None,
             versions={slot: self._held[slot].version if slot in self._held else "" for slot in Slot},
             replicas={
-                slot: (Replica(f"{self.name}-{slot}-0", "memory", healthy=True),)
+                slot: (
+                    Replica(
+                        f"{self.name}-{slot}-0", "memory", healthy=self._held[slot].version not in self._sick
+                    ),
+                )
                 if slot in self._held
                 else ()
                 for slot in Slot

@@ -350,22 +350,17 @@ class Journal:
         self, endpoint: str, kind: str, value: Mapping[str, Any], *, after: int, now: float
     ) -> StateRow:
         """Store the step after number `after` (0: the first). Raises `Fenced` where another run was first."""
-        row = {
-            "endpoint": endpoint,
-            "kind": kind,
-            "number": after + 1,
-            "time": now,
-            "value": json.loads(json.dumps(value)),
-        }
+        row = StateRow(endpoint, kind, after + 1, now, json.loads(json.dumps(value)))
+        values = {column.name: getattr(row, column.name) for column in fields(row)}
         mine = sa.and_(STATES.c.endpoint == endpoint, STATES.c.kind == kind, STATES.c.number == after)
         statement = sa.insert(STATES) if after == 0 else sa.update(STATES).where(mine)
         try:
-            written = self._execute(statement.values(row))
+            written = self._execute(statement.values(values))
         except exc.IntegrityError:
             written = 0
         if written == 0:
             raise Fenced(f"{endpoint}: another run has stored step {after + 1} of its {kind}.")
-        return StateRow(**row)
+        return row
 
     # -- inside ----------------------------------------------------------------------------------
 

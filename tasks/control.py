@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from configs.settings import Settings
 from serving.errors import Refused
 from tasks import rolling_back
 from tasks.bench import Bench
 from tasks.rest import prefect_api
+
+if TYPE_CHECKING:
+    from tasks.watching import WatchReport
 
 RELEASE_DEPLOYMENT = "release/release"
 
@@ -56,9 +62,18 @@ def abort(settings: Settings, endpoint: str, *, who: str) -> str:
     return rolling_back.abort(Bench.rescue(endpoint, settings), who=who)
 
 
-def roll_back(settings: Settings, endpoint: str, *, reason: str, who: str) -> rolling_back.RollbackReport:
+def roll_back(
+    settings: Settings, endpoint: str, *, reason: str, who: str, force: bool = False
+) -> rolling_back.RollbackReport:
     """Roll back now, in this process: it needs neither Prefect nor MLflow to be up."""
-    return rolling_back.roll_back(Bench.rescue(endpoint, settings), who=who, reason=reason)
+    return rolling_back.roll_back(Bench.rescue(endpoint, settings), who=who, reason=reason, force=force)
+
+
+def watch(settings: Settings, endpoint: str, *, run_s: float) -> Iterator[WatchReport]:
+    """Watch an endpoint in this process: one report a look."""
+    from tasks.watching import watch as watch_benches
+
+    return watch_benches([Bench.open(endpoint, settings)], run_s=run_s)
 
 
 def _ask(settings: Settings, endpoint: str, request: str, effect: str) -> str:

@@ -19,6 +19,7 @@ from evals.verdict import Outcome, Verdict
 from serving.errors import SetupError
 from tasks.bench import Bench
 from tasks.release import Release
+from tasks.signatures import note_signature
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +50,7 @@ def evaluate_candidate(release: Release) -> Verdict:
     candidate_uri = bench.registry.version(bench.policy.model, release.version).uri
     try:
         model = bench.runs.load_model(candidate_uri)
+        note_signature(bench, release.row.id, release.version, model)
         candidate, latencies = _scores(release, model, rows), _call_ms(model, rows)
     except _ModelFault as fault:
         return Verdict(Outcome.FAIL, f"version {release.version} {fault}")

@@ -238,17 +238,18 @@ def interrupt(release: Release, stopped: Stopped) -> Ended:
     return Ended("Interrupted", stopped.message)
 
 
-def roll_back(endpoint: str, *, reason: str, who: str) -> str:
+def roll_back(endpoint: str, *, reason: str, who: str, force: bool) -> str:
     """Roll an endpoint back, or raise `Stopped` where that is refused. Returns what was done."""
     try:
-        return _roll_back(endpoint, reason, who)
+        return _roll_back(endpoint, reason, who, force)
     except Exception as error:
         raise Stopped.by(error) from error
 
 
 @task(name="roll back", **_RETRIED)
-def _roll_back(endpoint: str, reason: str, who: str) -> str:
-    return rolling_back.roll_back(Bench.rescue(endpoint, Settings()), who=who, reason=reason).message
+def _roll_back(endpoint: str, reason: str, who: str, force: bool) -> str:
+    bench = Bench.rescue(endpoint, Settings())
+    return rolling_back.roll_back(bench, who=who, reason=reason, force=force).message
 
 
 def close(release: Release, ended: Ended) -> None:

@@ -1,0 +1,107 @@
+"""The concurrent control of a watch: finding the version before the champion, and asking both."""
+
+from __future__ import annotations
+
+from evals.control import (
+    Answered,
+    Cells,
+    ControlVerdict,
+    Previous,
+    PreviousState,
+    count_answers,
+    judge_control,
+)
+from evals.watch import Harm
+from serving.errors import NotHealthy, Refused, ServingError, TransientError
+from serving.records import EndpointRow
+from serving.replay import EndpointAsker, Replayer, Side
+from tasks.bench import Bench
+from tasks.previous import (
+    ClientBreaking,
+    check_compatible,
+    failed,
+    known_previous,
+    unhealthy_replicas,
+    warm_previous,
+)
+from tasks.watch_memory import Memory
+
+_CHUNK_PAIRS = 25
+_RECENT_MAX = 2000
+
+
+def find_previous(bench: Bench, row: EndpointRow) -> tuple[EndpointRow, Previous]:
+    """The version before the champion, started where it is cold and the policy allows that."""
+    release = bench.journal.open_release(bench.name)
+    if release is not None and row.release_id == release.id:
+        return row, Previous(release.version, PreviousState.RELEASING)
+    version = ""
+    try:
+        version = known_previous(bench, row)
+        if not version:
+            return row, Previous("", PreviousState.NONE)
+        check_compatible(bench, row)
+        if not row.other_version and not bench.policy.watch.control.start_cold:
+            return row, Previous(version, PreviousState.AWAY, "it is cold, watch.control.start_cold is off")
+        warmed = warm_previous(bench, row)
+        row = bench.row()
+        down = unhealthy_replicas(bench, warmed.slot)
+    except ClientBreaking as error:
+        return row, Previous(version, PreviousState.INCOMPATIBLE, str(error))
+    except (NotHealthy, Refused) as error:
+        return row, Previous(version, PreviousState.UNHEALTHY, str(error))
+    except TransientError as error:
+        return row, Previous(version, PreviousState.AWAY, str(error))
+    state = PreviousState.UNHEALTHY if down else PreviousState.WARM
+    return row, Previous(version, state, down)
+
+
+def keep_warm(bench: Bench, row: EndpointRow) -> None:
+    """While there is harm the sweep must not retire the version that may be needed."""
+    until = bench.clock() + 2 * bench.policy.watch.control.every_s
+    if 0 < row.keep_until < until:
+        bench.journal.change(bench.name, generation=row.generation, now=bench.clock(), keep_until=until)
+
+
+def ask_control(
+    bench: Bench, row: EndpointRow, memory: Memory, harms: tuple[Harm, ...]
+) -> tuple[ControlVerdict | None, str]:
+    """Replay recent requests to both versions until that decides or no more are there.
+
+    Returns the verdict so far (None without any pair), and what stood in the way. Question k since
+    the harm began has alpha/(k(k + 1)): however often one asks, all together stay within alpha.
+    """
+    policy = bench.policy.watch.control
+    if not memory.spool:
+        return None, "no captured requests (capture.spool)"
+    try:
+        recent, memory.spool = bench.endpoint.exchanges(memory.spool, limit=_RECENT_MAX)
+    except ServingError as error:
+        return None, str(error)
+    alpha = bench.policy.watch.alpha / ((memory.asks + 1) * (memory.asks + 2))
+    done = max((cells.pairs for cells in memory.cells.values()), default=0)
+    recent = recent[-max(policy.pairs - done, 0) :]
+    sides = {Side.CANDIDATE: row.default, Side.CHAMPION: row.default.sibling}
+    asker = EndpointAsker(bench.endpoint, sides, timeout_s=bench.policy.replicas.request_timeout_s)
+    told: ControlVerdict | None = None
+    with Replayer(
+        asker, concurrency=policy.concurrency, rate_per_s=policy.rate_per_s, both_share=1.0
+    ) as replayer:
+        for start in range(0, len(recent), _CHUNK_PAIRS):
+            pairs = replayer.run_once(recent[start : start + _CHUNK_PAIRS]).pairs
+            answers = [
+                Answered(
+                    failed(pair.candidate.status),
+                    pair.candidate.elapsed_ms,
+                    failed(pair.champion_again.status),
+                    pair.champion_again.elapsed_ms,
+                )
+                for pair in pairs
+                if pair.champion_again is not None
+            ]
+            for name, cells in count_answers(answers, memory.judge.levels).items():
+                memory.cells[name] = memory.cells.get(name, Cells()).plus(cells)
+            told = judge_control(policy, alpha, harms, memory.cells, memory.judge.levels)
+            if told.is_final:
+                break
+    return told, ""

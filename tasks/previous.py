@@ -1,0 +1,151 @@
+"""The version before the champion: known, compatible, warm and healthy, or why not.
+
+Used by every rollback after a promotion, and by the watch for its control.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serving.endpoint import REFUSALS, Exchange, Slot
+from serving.errors import Refused, ServingError
+from serving.records import EndpointRow
+from tasks import changes
+from tasks.bench import Bench
+from tasks.registry import PREVIOUS
+from tasks.signatures import client_break
+
+WATCH = "watch"
+"""Kind of the watch's state in the journal; its `spool` is a cursor that lies a little in the past."""
+_PROOF_REQUESTS = 5
+_PROOF_TIMEOUT_S = 2.0
+_RECENT_MAX = 2000
+
+
+class PreviousUnhealthy(Refused):
+    """The previous version cannot answer now: traffic stays where it is, and a person is told."""
+
+
+class ClientBreaking(Refused):
+    """The previous version would not understand today's clients; only `force` goes there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """The previous version in its slot. `cold_s` is how long its start took, 0 where it was warm."""
+
+    slot: Slot
+    version: str
+    cold_s: float
+
+
+def known_previous(bench: Bench, row: EndpointRow) -> str:
+    """The version before the champion: the warm one, else the alias `previous`. "" where there is none.
+
+    Raises `TransientError` where only MLflow knows and does not answer.
+    """
+    if row.other_version:
+        return row.other_version
+    previous = bench.registry.aliased(bench.policy.model, PREVIOUS)
+    return "" if previous == row.champion else previous
+
+
+def check_compatible(bench: Bench, row: EndpointRow) -> None:
+    """Raise `ClientBreaking` where clients of the champion could not be answered by the version before."""
+    previous = known_previous(bench, row)
+    broken = client_break(bench, row.champion, previous) if previous else ""
+    if broken:
+        raise ClientBreaking(
+            f"{bench.name}: going back to version {previous} would break clients: {broken}. Traffic stays on "
+            f'version {row.champion}. Next: interlock rollback {bench.name} --force --reason "...", or '
+            f"release a version that understands them"
+        )
+
+
+def warm_previous(bench: Bench, row: EndpointRow) -> Warmed:
+    """Have the previous version run in the free slot, at zero share; started where it is cold.
+
+    Raises `Refused` where none is known, `NotHealthy` where it does not start, `Fenced` where the
+    endpoint moved meanwhile.
+    """
+    slot = row.default.sibling
+    if row.other_version:
+        return Warmed(slot, row.other_version, 0.0)
+    previous = known_previous(bench, row)
+    if not previous:
+        raise Refused(
+            f"{bench.name}: no previous version is known. Next: interlock release {bench.name} VERSION"
+        )
+    began = bench.clock()
+    bench.endpoint.deploy(slot, previous, uri=f"models:/{bench.policy.model}/{previous}")
+    now = bench.clock()
+    bench.journal.change(
+        bench.name,
+        generation=row.generation,
+        new_generation=row.generation + 1,
+        now=now,
+        keep_until=now + bench.policy.keep_previous_s,
+        **{f"{slot.value}_version": previous},
+    )
+    changes.follow_journal(bench)
+    bench.journal.record(
+        bench.name, "started cold", who="rollback", now=now, version=previous, seconds=round(now - began, 2)
+    )
+    return Warmed(slot, previous, max(now - began, 1e-3))
+
+
+def unhealthy_replicas(bench: Bench, slot: Slot) -> str:
+    """What the platform says against a slot's replicas; "" where all of them are healthy."""
+    replicas = bench.endpoint.describe().replicas.get(slot, ())
+    down = [replica.name for replica in replicas if not replica.healthy]
+    if not replicas:
+        return "none of its replicas runs"
+    return f"{len(down)} of {len(replicas)} replicas are down" if down else ""
+
+
+def prove_previous(bench: Bench, warmed: Warmed) -> str:
+    """Raise `PreviousUnhealthy` unless the previous version can answer; else what shows that it can.
+
+    One live replica suffices: a rollback is an emergency. It must not fail every one of a few
+    recent requests either; where there are none to ask, the platform's word has to do.
+    """
+    stays = f"traffic stays on version {bench.row().champion}. Next: interlock logs, then a person decides"
+    replicas = bench.endpoint.describe().replicas.get(warmed.slot, ())
+    healthy = sum(replica.healthy for replica in replicas)
+    if not healthy:
+        raise PreviousUnhealthy(
+            f"{bench.name}: the previous version {warmed.version} is not healthy "
+            f"({unhealthy_replicas(bench, warmed.slot)}); {stays}"
+        )
+    asked = recent_requests(bench, _PROOF_REQUESTS)
+    replies = [
+        bench.endpoint.invoke(
+            warmed.slot, one.path, one.request, content_type=one.content_type, timeout_s=_PROOF_TIMEOUT_S
+        )
+        for one in asked
+    ]
+    answered = sum(not failed(reply.status) for reply in replies)
+    if asked and not answered:
+        raise PreviousUnhealthy(
+            f"{bench.name}: the previous version {warmed.version} answers none of {len(asked)} recent "
+            f"requests (status {replies[0].status or 'none'}); {stays}"
+        )
+    words = f"{healthy} of {len(replicas)} replicas healthy"
+    return f"{words}, answered {answered} of {len(asked)} recent requests" if asked else words
+
+
+def failed(status: int) -> bool:
+    """Whether a status is a failure of the version: no answer, a server error, a refusal."""
+    return status == 0 or status >= 500 or status in REFUSALS
+
+
+def recent_requests(bench: Bench, count: int) -> list[Exchange]:
+    """The newest live requests that the spool still has, as far as the watch's cursor reaches back."""
+    kept = bench.journal.state(bench.name, WATCH)
+    if kept is None or kept.value["version"] != bench.row().champion or not kept.value["spool"]:
+        return []
+    try:
+        found, _ = bench.endpoint.exchanges(kept.value["spool"], limit=_RECENT_MAX)
+    except ServingError:
+        return []
+    return found[-count:]

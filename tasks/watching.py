@@ -1,0 +1,250 @@
+"""The watch: does the champion keep its service levels, and if not, would going back help?
+
+One look reads what finished since the last one, tests it, and stores where it stands as a
+numbered step of the journal: the next look goes on from there, in this process or another, and
+no request counts twice. Where a level is broken, recent requests are replayed to the champion and
+to the version before it; `evals.control.decide` says what follows. Replays go straight to the
+replicas, marked as copies: neither the access log nor the captures take them for live traffic.
+
+Imports neither Prefect nor MLflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from configs.watch import BurnWindow
+from evals.burn import add_minutes, burns
+from evals.control import ControlVerdict, Decision, Previous, PreviousState, Step, decide
+from evals.verdict import Outcome
+from evals.watch import Harm, WatchCounts, count_requests
+from serving.errors import Fenced, Refused, ServingError, TransientError
+from serving.records import EndpointRow, ReleaseState, Stage
+from tasks import rolling_back
+from tasks.bench import Bench
+from tasks.controlling import ask_control, find_previous, keep_warm
+from tasks.previous import WATCH
+from tasks.rolling_back import RollbackReport
+from tasks.telling import tell
+from tasks.watch_memory import Memory, begin, move_spool, remember, store
+
+_WHO = "watch"
+_ROWS_MAX = 200_000
+"""Requests of one look: a watch that was away for long catches up in looks of this size."""
+_BLIND_AFTER_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class WatchReport:
+    """What one look saw, decided and did. `step` and `outcome` are plain words, for people and JSON."""
+
+    endpoint: str
+    version: str
+    outcome: str
+    step: str
+    reason: str
+    requests: int = 0
+    next_step: str = ""
+    rollback: RollbackReport | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+def watch(benches: Sequence[Bench], *, run_s: float | None = None) -> Iterator[WatchReport]:
+    """Look at each endpoint in turn, as often as its policy says, until its `watch.run_s` is over.
+
+    `run_s` overrides the policies'. An endpoint that cannot be looked at is reported as ERROR and
+    looked at again; it never stops the others.
+    """
+    due = {bench.name: (bench.clock(), bench) for bench in benches}
+    ends = {
+        bench.name: bench.clock() + (bench.policy.watch.run_s if run_s is None else run_s)
+        for bench in benches
+    }
+    while due:
+        name = min(due, key=lambda one: due[one][0])
+        at, bench = due[name]
+        bench.sleep(max(0.0, at - bench.clock()))
+        yield look(bench)
+        at = max(at + bench.policy.watch.look_every_s, bench.clock())
+        due[name] = (at, bench)
+        if at > ends[name]:
+            del due[name]
+
+
+def look(bench: Bench) -> WatchReport:
+    """One look, with all that follows from it. Foreseen trouble is an ERROR in the report."""
+    try:
+        return _look(bench)
+    except Fenced as error:
+        return WatchReport(
+            bench.name, "", Outcome.INCONCLUSIVE, Step.GO_ON, f"somebody else was first: {error}"
+        )
+    except ServingError as error:
+        kept = bench.journal.state(bench.name, WATCH)
+        if kept is not None and bench.clock() - kept.time > _BLIND_AFTER_S:
+            tell(
+                bench,
+                "critical",
+                f"the watch is blind since {bench.clock() - kept.time:.0f} s: {error}",
+                numbers={"blind_s": bench.clock() - kept.time},
+                next_step="interlock doctor",
+                key="watch-blind",
+            )
+        return WatchReport(bench.name, "", Outcome.ERROR, Step.GO_ON, str(error))
+
+
+def _look(bench: Bench) -> WatchReport:
+    row = bench.row()
+    if not row.champion:
+        return WatchReport(bench.name, "", Outcome.INCONCLUSIVE, Step.GO_ON, "it never served")
+    memory = remember(bench, row)
+    if memory is None:
+        begin(bench, row)
+        return WatchReport(bench.name, row.champion, Outcome.INCONCLUSIVE, Step.GO_ON, "the watch begins")
+    counts = _read(bench, row, memory)
+    now = bench.clock()
+    harms = memory.judge.look(counts, now=now)
+    if not harms:
+        move_spool(bench, memory, now)
+        memory.cells, memory.asked_at, memory.asks = {}, 0.0, 0
+    store(bench, memory)  # before anything follows from it: whoever read the same requests stops here
+    verdict = memory.judge.verdict(counts, now)
+    decision, rollback = Decision(Step.GO_ON, verdict.reason), None
+    if harms:
+        decision = _decide(bench, row, memory, harms)
+        rollback = _act(bench, row, memory, decision, harms)
+        # whoever is told of harm need not be told of what it spends
+        memory.told |= {_burn_key(rule): now for rule in bench.policy.watch.burn}
+    if harms or _check_burn(bench, memory, counts, now):
+        store(bench, memory)
+    return WatchReport(
+        bench.name,
+        row.champion,
+        verdict.outcome,
+        decision.step,
+        decision.reason,
+        counts.requests,
+        decision.next_step,
+        rollback,
+        memory.judge.numbers(),
+    )
+
+
+# -- seeing ------------------------------------------------------------------------------------------
+
+
+def _read(bench: Bench, row: EndpointRow, memory: Memory) -> WatchCounts:
+    budgets = [level.budget_ms for level in memory.judge.levels if level.budget_ms is not None]
+    seen = bench.endpoint.observations(
+        memory.cursor, settle_s=max(budgets, default=0.0) / 1000, limit=_ROWS_MAX
+    )
+    stuck = seen.in_flight.get(row.default, 0) if budgets else 0
+    counts = count_requests(seen.frame, memory.judge.levels, version=row.champion, stuck=stuck)
+    keep_s = max((rule.long_s for rule in bench.policy.watch.burn), default=0.0)
+    memory.cursor = seen.cursor
+    memory.buckets = add_minutes(memory.buckets, counts.minutes, now=bench.clock(), keep_s=keep_s)
+    return counts
+
+
+def _check_burn(bench: Bench, memory: Memory, counts: WatchCounts, now: float) -> bool:
+    """Alert on the speed at which the availability's budget is spent; nobody is rolled back for it."""
+    watch = bench.policy.watch
+    if watch.availability is None or not counts.requests:
+        return False
+    told = False
+    for burn in burns(watch.burn, watch.availability, memory.buckets, now=now)[:1]:
+        told = _tell_once(
+            bench,
+            memory,
+            burn.rule.severity,
+            f"version {memory.version}: {burn.reason} against {watch.availability:.3%}",
+            {"long_rate": burn.long_rate, "short_rate": burn.short_rate, "failures": burn.failures},
+            f"interlock status {bench.name}",
+            _burn_key(burn.rule),
+        )
+    return told
+
+
+def _burn_key(rule: BurnWindow) -> str:
+    return f"burn-{rule.rate:g}"
+
+
+# -- asking ------------------------------------------------------------------------------------------
+
+
+def _decide(bench: Bench, row: EndpointRow, memory: Memory, harms: tuple[Harm, ...]) -> Decision:
+    """What follows from harm: find the previous version, ask it, and let the table decide."""
+    watch, now = bench.policy.watch, bench.clock()
+    rests = memory.asked_at > 0 and now - memory.asked_at < watch.control.every_s
+    if rests:
+        return Decision(Step.GO_ON, f"{harms[0].finding.reason}; the control was asked lately")
+    row, previous = find_previous(bench, row)
+    control: ControlVerdict | None = None
+    if previous.state is PreviousState.WARM:
+        keep_warm(bench, row)
+        control, problem = ask_control(bench, row, memory, harms)
+        if problem:
+            previous = Previous(previous.version, PreviousState.AWAY, problem)
+    decision = decide(bench.name, row.champion, harms, previous, control, may_roll_back=watch.roll_back)
+    if decision.step is not Step.ASK:
+        memory.asked_at, memory.cells, memory.asks = now, {}, memory.asks + 1
+    return decision
+
+
+# -- acting ------------------------------------------------------------------------------------------
+
+
+def _act(
+    bench: Bench, row: EndpointRow, memory: Memory, decision: Decision, harms: tuple[Harm, ...]
+) -> RollbackReport | None:
+    numbers = {harm.level.name: harm.finding.champion for harm in harms}
+    if decision.step is Step.ALERT:
+        _pause_ramp(bench, row)
+        _tell_once(bench, memory, "critical", decision.reason, numbers, decision.next_step, "harm")
+    if decision.step is not Step.ROLL_BACK:
+        return None
+    try:
+        report = rolling_back.roll_back(bench, who=_WHO, reason=decision.reason, serving=row.champion)
+    except (Refused, TransientError) as error:
+        memory.asked_at = 0.0  # it would have helped: the next look tries again
+        reason = f"{decision.reason}. But the rollback did not happen: {error}"
+        _tell_once(bench, memory, "critical", reason, numbers, f"interlock status {bench.name}", "stuck")
+        return None
+    tell(
+        bench,
+        "critical",
+        f"rolled back by the watch: {report.message} {decision.reason}",
+        numbers={**numbers, "traffic_ms": report.traffic_ms, "since": harms[0].since},
+        next_step=f"interlock history {bench.name}; mend version {report.was} and register a new one",
+        key=f"rollback-{report.was}",
+    )
+    return report
+
+
+def _pause_ramp(bench: Bench, row: EndpointRow) -> None:
+    """A ramp does not go on while its control is broken: that proves nothing about the candidate."""
+    release = bench.journal.open_release(bench.name)
+    if release is None or row.release_id != release.id or release.request:
+        return
+    if release.state is ReleaseState.RUNNING and release.stage is Stage.CANARY:
+        bench.journal.ask(release.id, "pause")
+
+
+def _tell_once(
+    bench: Bench,
+    memory: Memory,
+    severity: Literal["critical", "warning"],
+    what: str,
+    numbers: Mapping[str, Any],
+    next_step: str,
+    key: str,
+) -> bool:
+    """Tell a person, and again only after a while; whether it was told now."""
+    now = bench.clock()
+    if now - memory.told.get(key, float("-inf")) < bench.policy.watch.control.every_s:
+        return False
+    memory.told[key] = now
+    tell(bench, severity, what, numbers=numbers, next_step=next_step, key=f"watch-{key}")
+    return True
