@@ -175,11 +175,12 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What follows, why, and what a person would do next."""
+    """What follows, why, and what a person would do next; `about` names the row of the table."""
 
     step: Step
     reason: str
     next_step: str = ""
+    about: str = ""
 
 
 def decide(
@@ -200,38 +201,49 @@ def decide(
     harm = "; ".join(found.finding.reason for found in harms)
     stays = f"traffic stays on version {champion}"
     look = f"interlock status {endpoint}"
+    about = previous.state.value
     match previous.state:
         case PreviousState.RELEASING:
             reason = f"{harm}. A release is under way: its ramp is paused, {stays}"
-            return Decision(Step.ALERT, reason, f"{look}; then interlock resume {endpoint}, or abort")
+            next_step = f"{look}; then interlock resume {endpoint}, or abort"
         case PreviousState.NONE:
             reason = f"{harm}. No previous version is known: {stays}"
-            return Decision(Step.ALERT, reason, f"interlock release {endpoint} VERSION, or mend its inputs")
+            next_step = f"interlock release {endpoint} VERSION, or mend its inputs"
         case PreviousState.UNHEALTHY:
-            reason = f"{harm}. The previous version {previous.version} is not healthy: {stays}"
-            return Decision(Step.ALERT, f"{reason} ({previous.note})", f"interlock logs; {look}")
-        case PreviousState.INCOMPATIBLE:
-            reason = f"{harm}. Going back to version {previous.version} would break clients: {stays}"
-            forced = f'interlock rollback {endpoint} --force --reason "..."'
-            return Decision(Step.ALERT, f"{reason} ({previous.note})", forced)
-        case PreviousState.AWAY:
             reason = (
-                f"{harm}. Whether version {previous.version or 'before'} suffers too is not known: {stays}"
+                f"{harm}. The previous version {previous.version} is not healthy: {stays} ({previous.note})"
             )
-            return Decision(Step.ALERT, f"{reason} ({previous.note})", _by_hand(endpoint))
+            next_step = f"interlock logs; {look}"
+        case PreviousState.INCOMPATIBLE:
+            reason = f"{harm}. Going back would break clients: {stays} ({previous.note})"
+            next_step = f'interlock rollback {endpoint} --force --reason "..."'
+        case PreviousState.AWAY:
+            other = f"version {previous.version}" if previous.version else "the version before"
+            reason = f"{harm}. Whether {other} suffers too is not known: {stays} ({previous.note})"
+            next_step = _by_hand(endpoint)
         case PreviousState.WARM:
-            pass
+            return _with_control(endpoint, harm, stays, control, may_roll_back=may_roll_back)
+    return Decision(Step.ALERT, reason, next_step, about)
+
+
+def _with_control(
+    endpoint: str, harm: str, stays: str, control: ControlVerdict | None, *, may_roll_back: bool
+) -> Decision:
+    """The rows of the table that end with what the replays say."""
     if control is None or (control.answer is ControlAnswer.UNKNOWN and not control.is_final):
         return Decision(Step.ASK, harm)
+    about, next_step = control.answer.value, _by_hand(endpoint)
     told = f"{harm}. {control.reason[:1].upper()}{control.reason[1:]}"
     if control.answer is ControlAnswer.BETTER:
         if may_roll_back:
-            return Decision(Step.ROLL_BACK, told)
-        return Decision(Step.ALERT, f"{told}. watch.roll_back is off: {stays}", _by_hand(endpoint))
-    if control.answer is ControlAnswer.BOTH:
+            return Decision(Step.ROLL_BACK, told, "", about)
+        reason = f"{told}. watch.roll_back is off: {stays}"
+    elif control.answer is ControlAnswer.BOTH:
         reason = f"{told}. Going back would not help: {stays}"
-        return Decision(Step.ALERT, reason, "look at the inputs and what the model depends on first")
-    return Decision(Step.ALERT, f"{told}: {stays}", _by_hand(endpoint))
+        next_step = "look at the inputs and what the model depends on first"
+    else:
+        reason = f"{told}: {stays}"
+    return Decision(Step.ALERT, reason, next_step, about)
 
 
 def _by_hand(endpoint: str) -> str:

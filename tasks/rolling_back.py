@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from serving.errors import Fenced, NotHealthy, Refused, TransientError
 from serving.records import EndpointRow, ReleaseState, Stage
 from tasks import changes, transitions
+from tasks.alerts import alert
 from tasks.bench import Bench
 from tasks.previous import PreviousUnhealthy, Warmed, check_compatible, prove_previous, warm_previous
-from tasks.telling import tell
 
 _RACES_MAX = 3
 
@@ -76,7 +76,7 @@ def roll_back(
         try:
             return replace(_roll_back_once(bench, who, reason, serving, force), who=who, reason=reason)
         except PreviousUnhealthy as unhealthy:
-            tell(
+            alert(
                 bench,
                 "critical",
                 str(unhealthy),
@@ -157,7 +157,7 @@ def _done_before(bench: Bench, row: EndpointRow) -> RollbackReport | None:
 
     Asking again must not go back another step: there is no warm version, and nobody asked for that.
     """
-    last = next(iter(bench.journal.audit(bench.name, what="decided", limit=1)), None)
+    last = next(iter(bench.journal.audit(bench.name, what=("decided",), limit=1)), None)
     if row.other_version or last is None or last.details["kind"] != changes.ROLL_BACK:
         return None
     was, now = str(last.details["loser"]), str(last.details["winner"])
@@ -198,6 +198,6 @@ def _report(
     pending: str = "",
     proof: str = "",
 ) -> RollbackReport:
-    moved = next(iter(bench.journal.audit(bench.name, what="decided", limit=1)), None)
+    moved = next(iter(bench.journal.audit(bench.name, what=("decided",), limit=1)), None)
     traffic_ms = max(0.0, (moved.time if moved else bench.clock()) - at) * 1000
     return RollbackReport(bench.name, was, now, traffic_ms, warmed.cold_s if warmed else 0.0, pending, proof)

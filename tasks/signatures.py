@@ -53,7 +53,7 @@ def client_break(bench: Bench, serving: str, other: str) -> str:
 
 
 def _noted(bench: Bench, version: str) -> Mapping[str, Any] | None:
-    lines = bench.journal.audit(bench.name, what=_NOTED, limit=1000)
+    lines = bench.journal.audit(bench.name, what=(_NOTED,), limit=1000)
     return next((line.details for line in lines if line.details["version"] == version), None)
 
 

@@ -29,7 +29,8 @@ class Memory:
     `spool` is a cursor some seconds in the past, from which recent requests are taken; `newer`
     replaces it when it has become old enough itself. `cells` are the pairs of the question that is
     being asked of the control, `asks` how many were asked since the harm began, `asked_at` when the
-    last one was answered. `told` has when each alert was sent last.
+    last one was answered. `harm_at` is when harm was last seen,
+    on this version or the one before.
     """
 
     number: int
@@ -43,7 +44,7 @@ class Memory:
     asked_at: float = 0.0
     asks: int = 0
     cells: dict[str, Cells] = field(default_factory=dict)
-    told: dict[str, float] = field(default_factory=dict)
+    harm_at: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the journal."""
@@ -58,7 +59,7 @@ class Memory:
             "asked_at": self.asked_at,
             "asks": self.asks,
             "cells": {name: cells.as_dict() for name, cells in self.cells.items()},
-            "told": self.told,
+            "harm_at": self.harm_at,
         }
 
 
@@ -71,7 +72,9 @@ def remember(bench: Bench, row: EndpointRow) -> Memory | None:
     buckets = tuple((float(b[0]), int(b[1]), int(b[2]), int(b[3])) for b in value["buckets"])
     if value["version"] != row.champion:
         judge = WatchJudge(bench.policy)
-        return Memory(kept.number, row.champion, value["cursor"], judge, buckets, told=dict(value["told"]))
+        return Memory(
+            kept.number, row.champion, value["cursor"], judge, buckets, harm_at=float(value["harm_at"])
+        )
     return Memory(
         kept.number,
         row.champion,
@@ -84,7 +87,7 @@ def remember(bench: Bench, row: EndpointRow) -> Memory | None:
         float(value["asked_at"]),
         int(value["asks"]),
         {name: Cells(**cells) for name, cells in value["cells"].items()},
-        dict(value["told"]),
+        float(value["harm_at"]),
     )
 
 

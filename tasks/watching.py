@@ -13,9 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
-from configs.watch import BurnWindow
 from evals.burn import add_minutes, burns
 from evals.control import ControlVerdict, Decision, Previous, PreviousState, Step, decide
 from evals.verdict import Outcome
@@ -23,11 +21,11 @@ from evals.watch import Harm, WatchCounts, count_requests
 from serving.errors import Fenced, Refused, ServingError, TransientError
 from serving.records import EndpointRow, ReleaseState, Stage
 from tasks import rolling_back
+from tasks.alerts import alert
 from tasks.bench import Bench
 from tasks.controlling import ask_control, find_previous, keep_warm
 from tasks.previous import WATCH
 from tasks.rolling_back import RollbackReport
-from tasks.telling import tell
 from tasks.watch_memory import Memory, begin, move_spool, remember, store
 
 _WHO = "watch"
@@ -84,7 +82,7 @@ def look(bench: Bench) -> WatchReport:
     except ServingError as error:
         kept = bench.journal.state(bench.name, WATCH)
         if kept is not None and bench.clock() - kept.time > _BLIND_AFTER_S:
-            tell(
+            alert(
                 bench,
                 "critical",
                 f"the watch is blind since {bench.clock() - kept.time:.0f} s: {error}",
@@ -115,10 +113,10 @@ def _look(bench: Bench) -> WatchReport:
     if harms:
         decision = _decide(bench, row, memory, harms)
         rollback = _act(bench, row, memory, decision, harms)
-        # whoever is told of harm need not be told of what it spends
-        memory.told |= {_burn_key(rule): now for rule in bench.policy.watch.burn}
-    if harms or _check_burn(bench, memory, counts, now):
+        memory.harm_at = now
         store(bench, memory)
+    elif counts.requests:
+        _check_burn(bench, memory, now)
     return WatchReport(
         bench.name,
         row.champion,
@@ -148,27 +146,25 @@ def _read(bench: Bench, row: EndpointRow, memory: Memory) -> WatchCounts:
     return counts
 
 
-def _check_burn(bench: Bench, memory: Memory, counts: WatchCounts, now: float) -> bool:
-    """Alert on the speed at which the availability's budget is spent; nobody is rolled back for it."""
+def _check_burn(bench: Bench, memory: Memory, now: float) -> None:
+    """Alert on the speed at which the availability's budget is spent; nobody is rolled back for it.
+
+    Whoever was told of harm a moment ago need not be told of what it spent.
+    """
     watch = bench.policy.watch
-    if watch.availability is None or not counts.requests:
-        return False
-    told = False
+    if watch.availability is None:
+        return
     for burn in burns(watch.burn, watch.availability, memory.buckets, now=now)[:1]:
-        told = _tell_once(
+        if now - memory.harm_at <= burn.rule.short_s:
+            continue
+        alert(
             bench,
-            memory,
             burn.rule.severity,
             f"version {memory.version}: {burn.reason} against {watch.availability:.3%}",
-            {"long_rate": burn.long_rate, "short_rate": burn.short_rate, "failures": burn.failures},
-            f"interlock status {bench.name}",
-            _burn_key(burn.rule),
+            numbers={"long_rate": burn.long_rate, "short_rate": burn.short_rate, "failures": burn.failures},
+            next_step=f"interlock status {bench.name}",
+            key=f"burn-{burn.rule.rate:g}",
         )
-    return told
-
-
-def _burn_key(rule: BurnWindow) -> str:
-    return f"burn-{rule.rate:g}"
 
 
 # -- asking ------------------------------------------------------------------------------------------
@@ -202,7 +198,8 @@ def _act(
     numbers = {harm.level.name: harm.finding.champion for harm in harms}
     if decision.step is Step.ALERT:
         _pause_ramp(bench, row)
-        _tell_once(bench, memory, "critical", decision.reason, numbers, decision.next_step, "harm")
+        key = f"harm-{row.champion}-{decision.about.lower()}"
+        alert(bench, "critical", decision.reason, numbers=numbers, next_step=decision.next_step, key=key)
     if decision.step is not Step.ROLL_BACK:
         return None
     try:
@@ -210,9 +207,16 @@ def _act(
     except (Refused, TransientError) as error:
         memory.asked_at = 0.0  # it would have helped: the next look tries again
         reason = f"{decision.reason}. But the rollback did not happen: {error}"
-        _tell_once(bench, memory, "critical", reason, numbers, f"interlock status {bench.name}", "stuck")
+        alert(
+            bench,
+            "critical",
+            reason,
+            numbers=numbers,
+            next_step=f"interlock status {bench.name}",
+            key=f"rollback-stuck-{row.champion}",
+        )
         return None
-    tell(
+    alert(
         bench,
         "critical",
         f"rolled back by the watch: {report.message} {decision.reason}",
@@ -230,21 +234,3 @@ def _pause_ramp(bench: Bench, row: EndpointRow) -> None:
         return
     if release.state is ReleaseState.RUNNING and release.stage is Stage.CANARY:
         bench.journal.ask(release.id, "pause")
-
-
-def _tell_once(
-    bench: Bench,
-    memory: Memory,
-    severity: Literal["critical", "warning"],
-    what: str,
-    numbers: Mapping[str, Any],
-    next_step: str,
-    key: str,
-) -> bool:
-    """Tell a person, and again only after a while; whether it was told now."""
-    now = bench.clock()
-    if now - memory.told.get(key, float("-inf")) < bench.policy.watch.control.every_s:
-        return False
-    memory.told[key] = now
-    tell(bench, severity, what, numbers=numbers, next_step=next_step, key=f"watch-{key}")
-    return True

@@ -61,7 +61,8 @@ class World(test_transitions.World):
 
     def alerts(self) -> list[str]:
         """What people were told, newest first."""
-        return [line.details["about"] for line in self.journal.audit("flights", what="alert critical")]
+        lines = self.journal.audit("flights", what=("alert",))
+        return [line.details["message"] for line in lines if line.details["severity"] == "critical"]
 
     def watched(self, seconds: int = 20) -> World:
         """After a good while of being watched."""
@@ -168,7 +169,7 @@ def test_a_cold_previous_version_is_started_for_the_control_and_kept_only_for_a_
     world.seconds(5)
     report = world.look()
     assert report.step == "ROLL_BACK", report
-    (started,) = world.journal.audit("flights", what="started cold")
+    (started,) = world.journal.audit("flights", what=("started cold",))
     assert started.details["version"] == "1"
     assert world.serving() == ("1", 0)
 
