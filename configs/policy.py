@@ -201,7 +201,8 @@ class Canary(Section):
     error_budget: float | None = Field(
         default=None,
         gt=0,
-        description="Excess errors (requests) a step may cost at worst. Not read by the release flow yet.",
+        description="Most excess errors (requests) that a step may cost at worst: upper bound of the excess "
+        "x share x traffic x bake. Steps that fit are skipped over; without it the ramp goes step by step.",
     )
     window: Window = Field(default_factory=Window, description="The unit of evidence with assign_by: user.")
     errors: Errors = Field(default_factory=Errors, description="Error evidence.")

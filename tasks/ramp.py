@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from evals.canary import CanaryJudge, Look
 from evals.looks import LatencyThresholds, StoredLook
+from evals.ramp import next_step
 from evals.units import UnitTracker
 from evals.verdict import Outcome, Verdict
 from serving.endpoint import Slot
@@ -46,6 +47,7 @@ class _Ramp:
     step: int
     step_since: float
     first_generation: int
+    requests_at_step: int = 0
     asked: bool = False
     trouble_since: float | None = None
     rejected: Verdict | None = None
@@ -79,11 +81,8 @@ def run_canary(release: Release, row: EndpointRow) -> Verdict:
             outcome = look.verdict.outcome
             if outcome is not Outcome.INCONCLUSIVE and not (outcome is Outcome.PASS and is_paused):
                 return look.verdict
-            last = ramp.step == len(canary.steps) - 1
-            if look.advance.outcome is Outcome.PASS and not last and not is_paused:
-                ramp.step += 1
-                ramp.step_since = release.bench.clock()
-                _say_step(release, ramp)
+            if look.advance.outcome is Outcome.PASS and not is_paused:
+                _advance(release, ramp, look)
             ramp.row = grant(release.bench, ramp.row, canary.steps[ramp.step])
             _ask_human_when_stalled(release, ramp, look)
             ramp.trouble_since = None
@@ -108,6 +107,7 @@ def _look(release: Release, ramp: _Ramp) -> Look:
     )
     look = judge_look(ramp.judge, stored)
     ramp.number += 1
+    ramp.requests_at_step += statistics.requests_candidate + statistics.requests_champion
     stats = {"rows": len(seen.frame), "generation": ramp.row.generation, **stored.as_dict()}
     bench.journal.add_look(LookRow(release.row.id, _STAGE, ramp.number, now, ramp.cursor, seen.cursor, stats))
     ramp.cursor = seen.cursor
@@ -264,7 +264,7 @@ def _enter_share(release: Release, ramp: _Ramp) -> None:
     release.check()
     check_alive(bench, ramp.slot, release.version)
     ramp.row = grant(bench, ramp.row, bench.policy.canary.steps[ramp.step])
-    ramp.step_since = bench.clock()
+    _to_step(ramp, ramp.step, bench.clock())
 
 
 def _rebuild(release: Release, ramp: _Ramp) -> None:
@@ -286,17 +286,37 @@ def _bear(release: Release, ramp: _Ramp, error: TransientError) -> None:
     _LOG.warning("HOLD: %s", error)
 
 
-def _say_step(release: Release, ramp: _Ramp) -> None:
-    share = release.bench.policy.canary.steps[ramp.step]
-    _LOG.info("%s: step %d, %g%%", release.row.id, ramp.step + 1, share)
+def _advance(release: Release, ramp: _Ramp, look: Look) -> None:
+    """Take the largest step whose worst case the policy's error budget allows, or stay and say why."""
+    now, canary = release.bench.clock(), release.bench.policy.canary
+    rate = ramp.requests_at_step / max(now - ramp.step_since, canary.look_every_s)
+    chosen = next_step(
+        canary,
+        ramp.step,
+        excess_high=look.numbers.get("difference/errors/high"),
+        requests_per_s=rate,
+    )
+    if chosen.step is None:
+        if ramp.step < len(canary.steps) - 1:
+            release.progress({**release.row.progress, "advance": f"HOLD: {chosen.reason}"})
+        return
+    _to_step(ramp, chosen.step, now)
+    share = canary.steps[ramp.step]
+    _LOG.info("%s: step %d, %g%%: %s", release.row.id, ramp.step + 1, share, chosen.reason)
     release.bench.journal.record(
         release.bench.name,
         "step",
         who=release.row.owner,
-        now=release.bench.clock(),
+        now=now,
         release_id=release.row.id,
         share_percent=share,
+        reason=chosen.reason,
     )
+
+
+def _to_step(ramp: _Ramp, step: int, now: float) -> None:
+    """Count the time and the requests of a step from here on."""
+    ramp.step, ramp.step_since, ramp.requests_at_step = step, now, 0
 
 
 def _ask_human_when_stalled(release: Release, ramp: _Ramp, look: Look) -> None:

@@ -116,6 +116,76 @@ def turn_bad_at_share(world: World, number: str) -> None:
     world.on_second = worsen
 
 
+def _with_error_budget(world: World, budget: float) -> None:
+    canary = world.policy.canary.model_copy(update={"error_budget": budget})
+    world.policy = world.policy.model_copy(update={"canary": canary})
+
+
+def _steps_taken(world: World) -> list[float]:
+    lines = [line for line in world.journal.audit("flights") if line.what == "step"]
+    return [line.details["share_percent"] for line in reversed(lines)]
+
+
+def test_a_wide_error_budget_skips_the_steps_whose_worst_case_it_covers(world: World) -> None:
+    _with_error_budget(world, 1_000)
+    world.add("2", Version(skill=1.0))
+    assert run("2").name == "Promoted"
+    assert _steps_taken(world) == [95]
+
+
+def test_a_tight_error_budget_holds_the_ramp_until_the_bound_has_tightened(world: World) -> None:
+    _with_error_budget(world, 8)
+    world.add("2", Version(skill=1.0))
+    held: set[str] = set()
+    world.on_second = lambda: held.update(
+        advance
+        for one in world.journal.releases("flights")[:1]
+        if "budget" in (advance := str(one.progress.get("advance", "")))
+    )
+    assert run("2").name == "Promoted"
+    assert any(text.startswith("HOLD") and "the budget is 8" in text for text in held), held
+    looks = world.journal.looks(world.newest().id, "canary")
+    at_first = [look.stats["seconds_at_step"] for look in looks[1:] if look.stats["step"] == 0]
+    assert max(at_first) > 3 * world.policy.canary.bake_s
+
+
+def test_a_paused_ramp_keeps_its_share_and_its_watch_until_it_is_resumed(world: World) -> None:
+    world.add("2", Version(skill=1.0))
+    shares: list[int] = []
+
+    def pause_at_the_first_share() -> None:
+        share = world.serving()[1]
+        if share and not shares:
+            world.journal.ask(world.newest().id, "pause")
+        if share and len(shares) < 100:
+            shares.append(share)
+            if len(shares) == 100:
+                world.journal.ask(world.newest().id, "")
+
+    world.on_second = pause_at_the_first_share
+    assert run("2").name == "Promoted"
+    assert set(shares) == {500}, "a hundred seconds at the first share, which its evidence had long cleared"
+    looks = world.journal.looks(world.newest().id, "canary")
+    assert sum(look.stats.get("step") == 0 for look in looks) > 90
+
+
+def test_a_paused_ramp_still_rolls_back(world: World) -> None:
+    world.add("2", Version())
+    world.on_second = lambda: None
+    turned: list[float] = []
+
+    def pause_then_harm() -> None:
+        if not world.serving()[1] or turned:
+            return
+        world.journal.ask(world.newest().id, "pause")
+        turned.append(world.clock.now)
+        world.add("2", Version(answer=failing(0.5)))
+
+    world.on_second = pause_then_harm
+    assert run("2").name == "Rejected"
+    assert world.serving() == ("1", 0)
+
+
 def test_without_traffic_nothing_advances_and_a_person_can_abort(world: World) -> None:
     world.add("2", Version())
     ticks = [0]
