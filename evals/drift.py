@@ -114,17 +114,20 @@ def compare(
     *,
     refused: int = 0,
     requests: int = 0,
-    old_version: Frame | None = None,
+    versions: tuple[Frame, Frame] | None = None,
 ) -> Compared:
     """Ask everything of one window.
 
     `reference` and `current` are samples with the same columns; columns that begin with
     `PREDICTION` are answers. `refused` of `requests` were answered 400, 415 or 422 (of all, not of
-    the sample). `old_version` are rows that the previous version answered in the same window. Needs
+    the sample). `versions` are rows that the old and the new version answered at the same time. Needs
     at least `policy.min_rows` rows on both sides: callers ask `enough` first.
     """
     columns, notes = compared_columns(policy, reference)
     checks: list[Check] = [_refused(policy, refused, requests)] if requests else []
+    if not len(current):
+        notes.append("no answered rows to compare")
+        return Compared(decide_flags(checks, policy.alpha), 0, len(reference), tuple(notes))
     broken, reference, current = _fit(policy, columns, reference, current)
     checks += broken
     outputs = _outputs(reference, current)
@@ -135,8 +138,8 @@ def compare(
         checks += _differences(policy, inside, left, right, part)
         checks += _distances(policy, inside, left, right, Question.INPUT, part)
         checks += _distances(policy, kinds_of(left, outputs), left, right, Question.OUTPUT, part)
-    if old_version is not None and policy.budgets.outputs is not None:
-        _, old, new = _fit(policy, {}, old_version, current)
+    if versions is not None and policy.budgets.outputs is not None:
+        _, old, new = _fit(policy, {}, *versions)
         kinds = kinds_of(old, _outputs(old, new))
         checks += _distances(policy, kinds, old, new, Question.VERSIONS, "")
     extra = [name for name in current.columns if name not in reference.columns and not is_output(name)]

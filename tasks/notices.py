@@ -80,7 +80,7 @@ def verdict(release: Release, stage: Stage, result: Verdict) -> None:
         _links(release),
     ]
     key = f"{bench.name}-v{release.version}-{stage.value}"
-    _quietly(
+    quietly(
         lambda: create_markdown_artifact(key=key, markdown="\n".join(lines), description=result.reason[:300])
     )
 
@@ -90,10 +90,10 @@ def ending(release: Release, name: str, message: str) -> None:
     bench = release.bench
     lines = [f"# {bench.name} v{release.version}: {name}", "", message, "", _links(release)]
     key = f"{bench.name}-v{release.version}-release"
-    _quietly(lambda: create_markdown_artifact(key=key, markdown="\n".join(lines), description=message[:300]))
+    quietly(lambda: create_markdown_artifact(key=key, markdown="\n".join(lines), description=message[:300]))
     url = release.row.mlflow_url
     if url:
-        _quietly(
+        quietly(
             lambda: create_link_artifact(
                 link=url, link_text=f"MLflow run of {release.row.id}", key=f"{key}-run"
             )
@@ -196,7 +196,8 @@ def _create_progress(key: str, text: str) -> None:
     create_markdown_artifact(key=key, markdown=text)
 
 
-def _quietly(what: Callable[[], Any]) -> None:
+def quietly(what: Callable[[], Any]) -> None:
+    """Run what only informs people; what goes wrong with it is logged."""
     try:
         what()
     except Exception:  # noqa: BLE001 (an artifact informs; a release never fails for it)

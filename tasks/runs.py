@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import ServingError, TransientError
@@ -95,6 +96,35 @@ class Runs:
         """A text artifact; writing it again replaces it."""
         with _translated(f"artifact {name} of run {run_id}", self.tracking_uri):
             self._client.log_text(run_id, text, name)
+
+    def log_file(self, run_id: str, path: Path, folder: str) -> None:
+        """A file as an artifact in a folder of the run; writing it again replaces it."""
+        with _translated(f"artifact {path.name} of run {run_id}", self.tracking_uri):
+            self._client.log_artifact(run_id, str(path), folder)
+
+    def fetch(self, run_id: str, name: str, folder: Path) -> Path | None:
+        """An artifact of a run as a local file; None where the run has none of this name."""
+        from mlflow.artifacts import download_artifacts
+
+        parent = name.rpartition("/")[0] or None
+        with _translated(f"artifact {name} of run {run_id}", self.tracking_uri):
+            if name not in {found.path for found in self._client.list_artifacts(run_id, parent)}:
+                return None
+            return Path(
+                download_artifacts(
+                    run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=self.tracking_uri
+                )
+            )
+
+    def fetch_dataset(self, run_id: str, context: str, folder: Path) -> Path | None:
+        """The data set that a run logged in a context ("training") as a local file; None without one."""
+        import mlflow.data
+
+        with _translated(f"the {context} data of run {run_id}", self.tracking_uri):
+            for found in self._client.get_run(run_id).inputs.dataset_inputs:
+                if {"mlflow.data.context": context} in [{tag.key: tag.value} for tag in found.tags]:
+                    return Path(mlflow.data.get_source(found).load(str(folder)))
+        return None
 
     def close_run(self, run_id: str, *, status: str, tags: Mapping[str, str]) -> None:
         """End a run with MLflow's status (FINISHED, FAILED, KILLED) and its tags."""

@@ -163,10 +163,17 @@ def test_the_old_versions_answers_are_compared_where_the_policy_has_a_budget() -
     reference, window, old = rows(3000, 0), rows(3000, 1), rows(3000, 2)
     window["prediction"] = window["prediction"] + 0.2
     policy = Drift.model_validate({"budgets": {"outputs": 0.5}})
-    assert "new against old version/prediction" in flagged(
-        compare(policy, reference, window, old_version=old)
-    )
-    assert not any("old version" in c.key for c in compare(POLICY, reference, window, old_version=old).checks)
+    compared = compare(policy, reference, window, versions=(old, window))
+    assert "new against old version/prediction" in flagged(compared)
+    without = compare(POLICY, reference, window, versions=(old, window))
+    assert not any("old version" in check.key for check in without.checks)
+
+
+@pytest.mark.slow
+def test_where_everything_is_refused_only_that_is_said() -> None:
+    compared = compare(POLICY, rows(1500, 0), rows(10, 1).iloc[:0], refused=5000, requests=5000)
+    assert [check.key for check in compared.checks] == ["refused/requests"]
+    assert flagged(compared) == {"refused/requests"}
 
 
 @pytest.mark.slow

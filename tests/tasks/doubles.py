@@ -30,9 +30,10 @@ class MemoryRegistry:
     aliases: dict[str, str] = field(default_factory=dict)
     tags: dict[str, dict[str, str]] = field(default_factory=dict)
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    logged_by: dict[str, str] = field(default_factory=dict)
 
     def version(self, model: str, version: str) -> ModelVersion:
-        return ModelVersion(model, version, "", self.tags.get(version, {}))
+        return ModelVersion(model, version, self.logged_by.get(version, ""), self.tags.get(version, {}))
 
     def aliased(self, _model: str, alias: str) -> str:
         return self.aliases.get(alias, "")
