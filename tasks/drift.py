@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from configs.drift import Drift
 from evals.drift import compare, enough, report_page
-from evals.drift_decision import Action, DriftVerdict, Harm, PastWindow, inconclusive, judge
+from evals.drift_decision import Action, DriftVerdict, PastWindow, inconclusive, judge
 from serving.capture.reader import count_captures
 from serving.capture.tables import sample_table
 from serving.endpoint import REFUSALS
 from serving.errors import Refused, SetupError
 from serving.records import EndpointRow, ReleaseRow, Stage
 from tasks.bench import Bench
+from tasks.drift_harm import known_harm
 from tasks.drift_reference import load_reference
 
 if TYPE_CHECKING:
@@ -157,11 +158,6 @@ def remember(bench: Bench, window: DriftWindow, *, who: str) -> None:
         requests=window.requests,
         reason=verdict.reason[:500],
     )
-
-
-def known_harm(bench: Bench, row: EndpointRow) -> Harm:
-    """What is known of performance: labels and the watch say it, drift does not."""
-    return Harm.UNKNOWN
 
 
 def _past(details: Mapping[str, Any]) -> PastWindow:

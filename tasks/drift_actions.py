@@ -117,7 +117,7 @@ def _scores(window: DriftWindow) -> Iterator[tuple[str, float]]:
 
 def _roll_back(bench: Bench, window: DriftWindow) -> str:
     try:
-        report = rolling_back.roll_back(bench, who=_WHO, reason=window.verdict.reason)
+        report = rolling_back.roll_back(bench, who=_WHO, reason=window.verdict.reason, serving=window.version)
     except (Refused, Fenced, TransientError) as error:
         return f"the rollback did not happen: {error}"
     return f"rolled back: {report.message}"

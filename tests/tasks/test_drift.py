@@ -12,10 +12,11 @@ import pytest
 
 from configs.policy import Policy
 from configs.settings import Settings
+from evals.drift_decision import Harm
 from serving.endpoint import Slot
 from serving.errors import Refused
 from serving.records import Stage
-from tasks import drift_actions
+from tasks import drift, drift_actions
 from tasks.bench import Bench
 from tasks.drift import due_window, look_at_window, newest_window, past_windows, policy_of
 from tasks.drift_actions import RETRAIN_EVENT, check_drift, table_rows
@@ -80,7 +81,7 @@ class MemoryDriftRuns:
 class Station:
     """One endpoint whose version 1 has answered requests, hour by hour."""
 
-    def __init__(self, folder: Path, **drift: Any) -> None:
+    def __init__(self, folder: Path, **section: Any) -> None:
         self.folder = folder
         people(4000, 0).to_parquet(folder / "reference.parquet")
         values = {"reference": {"kind": "file", "path": "../reference.parquet"}, "window_s": HOUR}
@@ -96,7 +97,7 @@ class Station:
                     "metrics": [{"name": "f1"}],
                 },
                 "shadow": {"score_tolerance": 0.1},
-                "drift": values | drift,
+                "drift": values | section,
             }
         )
         self.clock = HandClock(START + 30)
@@ -238,6 +239,39 @@ def test_a_running_ramp_is_held_and_stays_held(station: Station) -> None:
     assert again.done[0].endswith("is held already")
     assert len(station.messenger.sent) == 1
     assert station.bench().row().version_in(Slot.GREEN) == "2", "nothing was rolled back"
+
+
+@pytest.mark.parametrize(
+    ("harm", "row", "rolled_back"),
+    [
+        (Harm.NEW_VERSION_ONLY, "harm, only the new version", True),
+        (Harm.BOTH, "harm, both versions", False),
+        (Harm.NOT_COMPARED, "harm, previous version not compared", False),
+    ],
+)
+def test_only_concurrent_evidence_rolls_back(
+    station: Station,
+    events: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Harm,
+    row: str,
+    rolled_back: bool,
+) -> None:
+    asked: list[Any] = []
+
+    def roll_back(_bench: Bench, **how: Any) -> Any:
+        asked.append(how)
+        raise Refused("no previous version is known")
+
+    monkeypatch.setattr(drift, "known_harm", lambda _bench, _row: harm)
+    monkeypatch.setattr(drift_actions.rolling_back, "roll_back", roll_back)
+    report = live(station)
+    assert report.window.verdict.decision.row == row
+    assert [how["serving"] for how in asked] == ["1"] * rolled_back
+    assert station.messenger.sent[0].severity == "critical"
+    if rolled_back:
+        assert "the rollback did not happen: no previous version is known" in station.messenger.sent[0].what
+    assert bool(events) == (harm is Harm.BOTH), "a new version is what helps where both suffer"
 
 
 def test_actions_can_be_switched_off(tmp_path: Path, events: list[Any]) -> None:
