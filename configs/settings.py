@@ -42,6 +42,12 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address that every local server binds.")
     gateway_port: int = Field(default=8700, description="Where clients call.")
     gateway_tls_port: int | None = Field(default=None, description="TLS port; needs secrets/gateway.pem.")
+    gateway_jwt_issuer: str | None = Field(
+        default=None, description="`iss` that a JWT must carry; null: any whose signature fits."
+    )
+    gateway_jwt_audience: str | None = Field(
+        default=None, description="`aud` that a JWT must carry, one string; null: any."
+    )
     gateway_metrics_port: int = Field(default=8701, description="The gateway's Prometheus metrics.")
     hook_port: int = Field(default=8702, description="Receiver of MLflow's registry webhooks.")
     mlflow_port: int = Field(default=5500, description="MLflow server, where this stack starts one.")

@@ -16,7 +16,7 @@ from evals.looks import LatencyThresholds, StoredLook
 from evals.ramp import next_step
 from evals.units import UnitTracker
 from evals.verdict import Outcome, Verdict
-from serving.endpoint import Slot
+from serving.endpoint import Endpoint, Slot
 from serving.errors import LeaseExpired, TransientError
 from serving.records import EndpointRow, LookRow, Stage
 from tasks.release import Release
@@ -32,6 +32,7 @@ BASELINE_REQUESTS_MIN = 200
 _BASELINE_FRESH = 500
 _BASELINE_FRESH_S = 5.0
 _PATIENCE_LEASES = 4
+_PART_ROWS = 50_000
 
 
 @dataclass(slots=True)
@@ -52,6 +53,28 @@ class _Ramp:
     trouble_since: float | None = None
     rejected: Verdict | None = None
     is_stale: bool = False
+
+
+class _Past:
+    """Requests of looks already taken, read once more a part at a time: a canary may last for days."""
+
+    def __init__(self, endpoint: Endpoint, cursor: str) -> None:
+        self._endpoint = endpoint
+        seen = endpoint.observations(cursor, limit=_PART_ROWS)
+        self._cursor, self._part = seen.cursor, seen.frame
+
+    def take(self, count: int) -> pd.DataFrame:
+        """The next `count` requests in the log's order; fewer where the log is gone."""
+        import pandas as pd
+
+        while len(self._part) < count:
+            seen = self._endpoint.observations(self._cursor, limit=_PART_ROWS)
+            if seen.cursor == self._cursor:
+                break
+            self._cursor = seen.cursor
+            self._part = pd.concat([self._part, seen.frame]) if len(self._part) else seen.frame
+        taken, self._part = self._part.iloc[:count], self._part.iloc[count:]
+        return taken
 
 
 def run_canary(release: Release, row: EndpointRow) -> Verdict:
@@ -165,12 +188,9 @@ def _restore(release: Release, row: EndpointRow) -> _Ramp:
         step_since=bench.clock(),
         first_generation=int(head.stats["generation"]),
     )
-    frame = bench.endpoint.observations(head.cursor_to).frame
-    start = 0
+    past = _Past(bench.endpoint, head.cursor_to)
     for look in rest:
-        rows = frame.iloc[start : start + int(look.stats["rows"])]
-        start += len(rows)
-        ramp.tracker.observe(_ours(rows, ramp), now=look.time)
+        ramp.tracker.observe(_ours(past.take(int(look.stats["rows"])), ramp), now=look.time)
         seen = judge_look(ramp.judge, StoredLook.from_dict(look.stats))
         if seen.verdict.failed:
             ramp.rejected = seen.verdict

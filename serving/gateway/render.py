@@ -169,6 +169,7 @@ def _render(settings: Settings, endpoints: list[EndpointLimits]) -> str:
         tls_port=settings.gateway_tls_port,
         tls_certificate=os.path.relpath(certificate, settings.gateway_dir),
         jwt_public_key=os.path.relpath(public_key, settings.gateway_dir) if public_key.exists() else None,
+        jwt_claims=_wanted_claims(settings),
         threads=min(os.cpu_count() or 1, 8),
         connections_max=_connections_max(),
         hard_stop_s=timeout_ms_max // 1000 + _HARD_STOP_MARGIN_S,
@@ -186,6 +187,12 @@ def _render(settings: Settings, endpoints: list[EndpointLimits]) -> str:
         by_rate=_grouped(endpoints, lambda one: one.rate_per_s),
         endpoints=_with_servers(settings, endpoints),
     )
+
+
+def _wanted_claims(settings: Settings) -> dict[str, str]:
+    """Claims that a token must carry with exactly this value."""
+    wanted = {"iss": settings.gateway_jwt_issuer, "aud": settings.gateway_jwt_audience}
+    return {claim: value for claim, value in wanted.items() if value}
 
 
 def _with_servers(settings: Settings, endpoints: list[EndpointLimits]) -> list[_Rendered]:

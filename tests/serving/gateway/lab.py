@@ -38,12 +38,17 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+ISSUER, AUDIENCE = "https://id.example.com", "interlock test"
+
+
 def lab_settings(folder: Path, **changes: object) -> Settings:
     low = 22_000 + (os.getpid() * 7 + next(_RANGES)) % 390 * 20
     values: dict = {
         "state_dir": folder / "state",
         "gateway_port": free_port(),
         "gateway_metrics_port": free_port(),
+        "gateway_jwt_issuer": ISSUER,
+        "gateway_jwt_audience": AUDIENCE,
         "replica_port_low": low,
         "replica_port_high": low + 19,
     }
@@ -152,7 +157,14 @@ class Lab:
         )
 
     def token(self, *, algorithm: str = "RS256", **claims: object) -> str:
-        claims = {"tenant": "jwt-tenant", "sub": "ann", "exp": int(time.time()) + 60, **claims}
+        standard = {
+            "tenant": "jwt-tenant",
+            "sub": "ann",
+            "exp": int(time.time()) + 60,
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+        }
+        claims = {**standard, **claims}
         claims = {name: value for name, value in claims.items() if value is not None}
         return jwt.encode(claims, self.jwt_key if algorithm == "RS256" else "secret" * 8, algorithm=algorithm)
 

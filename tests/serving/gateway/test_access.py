@@ -100,6 +100,10 @@ def test_a_token_admits_and_names_tenant_and_user(lab: Lab) -> None:
         ({"tenant": ""}, "bad_token"),
         ({"tenant": "x" * 65}, "bad_token"),
         ({"tenant": {"a": 1}}, "bad_token"),
+        ({"iss": None}, "bad_token"),
+        ({"iss": "https://id.example.com.evil.com"}, "bad_token"),
+        ({"aud": "another-service"}, "bad_token"),
+        ({"aud": ["another-service", "interlock test"]}, "bad_token"),
     ],
 )
 def test_a_token_must_be_complete_and_timely(lab: Lab, claims: dict[str, object], error: str) -> None:
