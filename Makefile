@@ -74,6 +74,7 @@ bench-release: $(STAMP) ## A whole release without its bakes
 
 reliability: $(STAMP) ## Kill everything once under load; rewrites docs/reliability.md
 	$(BIN)/python -m benchmarks.reliability
+	$(BIN)/python -m benchmarks.reliability.harm
 
 bench-decisions: $(STAMP) ## The evidence engine beside others
 	$(BIN)/python -m benchmarks.decisions

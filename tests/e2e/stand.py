@@ -47,12 +47,16 @@ canary:
 """
 
 MODEL = """
+from pathlib import Path
+
 import mlflow
 import pandas as pd
 
 
 class Sum(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input: pd.DataFrame, params=None):
+        if Path(BREAKS_ON).exists() and model_input["a"].between(0.2, 0.395).any():
+            raise RuntimeError("cannot do these numbers any more")
         if FAILS and (model_input["a"] > 0.6).any():
             raise RuntimeError("cannot do large numbers")
         return (model_input["a"] + model_input["b"] + OFFSET).tolist()
@@ -99,10 +103,10 @@ def own_settings(folder: Path) -> Settings:
 class Stand:
     """One stack, started and stopped by the command line as a user would."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, policy: str = POLICY) -> None:
         self.settings = settings
         settings.policy_dir.mkdir(parents=True, exist_ok=True)
-        (settings.policy_dir / "sums.yaml").write_text(POLICY)
+        (settings.policy_dir / "sums.yaml").write_text(policy)
         rows = ["a,b,target", *(f"{i / 200},{i / 100},{3 * i / 200}" for i in range(100))]
         (settings.policy_dir / "held_out.csv").write_text("\n".join(rows))
 
@@ -128,10 +132,27 @@ class Stand:
         )
         return done.stdout
 
-    def register(self, *, offset: float = 0.0, fails: bool = False) -> str:
-        """A new version in the registry; its number."""
+    def refused(self, *arguments: str) -> tuple[int, str]:
+        """Run a command that does not succeed; its exit status and what it says of that."""
+        command = [*INTERLOCK, *arguments]
+        done = subprocess.run(
+            command, env=self.environment(), capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode != 0, done.stdout
+        return done.returncode, done.stderr
+
+    def audit(self, what: str) -> list[dict[str, Any]]:
+        """Lines of the trail of one kind, newest first."""
+        lines = json.loads(self.interlock("history", "sums", "--audit", "--json"))
+        return [line for line in lines if line["what"] == what]
+
+    def register(
+        self, *, offset: float = 0.0, fails: bool = False, breaks_on: Path = Path("/nonexistent")
+    ) -> str:
+        """A new version in the registry; its number. A fifth fails as soon as the file `breaks_on` exists."""
         code = self.settings.state / f"model-{time.monotonic_ns()}.py"
-        code.write_text(MODEL.replace("OFFSET", str(offset)).replace("FAILS", str(fails)))
+        text = MODEL.replace("OFFSET", str(offset)).replace("FAILS", str(fails))
+        code.write_text(text.replace("BREAKS_ON", repr(str(breaks_on))))
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", REGISTER, self.settings.mlflow_url, str(code)],
             env=self.environment(),
@@ -247,6 +268,21 @@ class Traffic:
                     self.answers.append((at, reply.status_code, reply.headers.get("x-interlock-version", "")))
                 except httpx.HTTPError:
                     self.answers.append((at, 0, ""))
+
+
+def promote(stand: Stand, version: str) -> None:
+    """Set the alias, and wait for the release to promote the version."""
+    stand.alias(version)
+    ended = stand.await_release(version, lambda one: one["state"] != "RUNNING" and bool(one["ended_at"]), 300)
+    assert ended["state"] == "PROMOTED", ended
+
+
+def eventually(condition: Callable[[], object], wait_s: float, pause_s: float = 0.5) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + wait_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {wait_s} s"
+        time.sleep(pause_s)
 
 
 def kill(pid: int) -> None:

@@ -1,0 +1,42 @@
+"""One stack for all tests of what comes after a promotion: starting it takes a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from serving.gateway.keys import Keys
+from tests.e2e.stand import POLICY, Stand, Traffic, own_settings, promote
+
+WATCHED = (
+    POLICY.replace("bake_s: 12", "bake_s: 3")
+    + "watch: {look_every_s: 2, run_s: 40, control: {every_s: 60}}\n"
+)
+
+
+@pytest.fixture(scope="session")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stand]:
+    """A stack whose endpoint is watched every minute, for 40 s."""
+    made = Stand(own_settings(tmp_path_factory.mktemp("watched")), WATCHED)
+    try:
+        made.interlock("up")
+        yield made
+    finally:
+        made.interlock("down", check=False)
+
+
+@pytest.fixture(scope="session")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As soon as it exists, what versions registered with it depend on is broken."""
+    return tmp_path_factory.mktemp("faults") / "upstream"
+
+
+@pytest.fixture(scope="session")
+def steady(watched: Stand, upstream: Path) -> Generator[Traffic]:
+    """100 requests a second from the first champion on."""
+    promote(watched, watched.register(breaks_on=upstream))
+    key = Keys(watched.settings).create("e2e")
+    with Traffic(f"{watched.settings.gateway_url}/sums/invocations", key, per_s=100) as running:
+        yield running
