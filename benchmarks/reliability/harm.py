@@ -88,9 +88,9 @@ def _one(stand: Stand, traffic: Traffic, switch: Path, offset: float, good_s: fl
 
 def _write(out: Path, onsets: list[Onset]) -> None:
     lines = [
-        f"Measured {len(onsets)} times under {_RATE_PER_S} requests/s on {os.cpu_count()} cores: a promoted version",
-        "begins to fail 20% of its requests at a random moment; `watch` has its defaults (a run every 60 s,",
-        "which looks for 45 s).",
+        f"Measured {len(onsets)} times under {_RATE_PER_S} requests/s on {os.cpu_count()} cores: a promoted",
+        "version begins to fail 20% of its requests at a random moment; `watch` has its defaults (a run",
+        "every 60 s, which looks for 45 s).",
         "",
         "| from the onset until the previous version answers | the version's failures | other failures |",
         "| --- | --- | --- |",

@@ -94,3 +94,10 @@ def test_a_rollback_to_a_broken_version_is_refused_and_traffic_stays(watched: St
 
 def port_of(status: dict, slot: str) -> str:
     return status["live"]["replicas"][slot][0]["address"].rsplit(":", 1)[1]
+
+
+def test_a_look_by_hand_goes_on_from_the_schedules(watched: Stand, steady: Traffic) -> None:
+    assert steady.answers
+    said = watched.interlock("watch", "sums", "--once")
+    print(said)
+    assert "no evidence of harm" in said or "somebody else was first" in said

@@ -53,6 +53,26 @@ def test_a_killed_replica_loses_no_request(lab: Lab) -> None:
     assert 1 <= frame["failed"].sum() <= 40, "a hidden retry is still a failure"
 
 
+@pytest.mark.parametrize("clients", [2, 12], ids=["few", "many"])
+def test_a_replica_that_dies_with_requests_it_never_read_loses_none(lab: Lab, clients: int) -> None:
+    """So it is on a busy machine: the kernel has the request, the process has not, and it ends in a reset."""
+    lab.serve("unread", replicas={"count": 2, "concurrency": 64, "start_timeout_s": 20})
+    path = "/unread/invocations"
+    with Load(lab, clients=clients, path=path, command={"sleep_s": 0.002}).running() as load:
+        for _ in range(4):
+            time.sleep(0.3)
+            pid = replica_pids(lab, "unread", "blue")[0]
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.15)
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda dead=pid: dead not in replica_pids(lab, "unread", "blue"))
+            eventually(lambda: len(replica_pids(lab, "unread", "blue")) == 2)
+            eventually(
+                lambda: all(one.healthy for one in lab.endpoint("unread").describe().replicas[Slot.BLUE])
+            )
+    assert load.failed() == []
+
+
 def test_a_hung_replica_costs_its_own_requests_only(lab: Lab) -> None:
     """Stopped, not dead: what it holds ends with 504 in time, what comes later goes elsewhere."""
     endpoint = lab.serve("hung", replicas={"count": 2, "request_timeout_s": 4, "start_timeout_s": 20})
