@@ -45,7 +45,7 @@ def read_or_create(settings: Settings, name: Secret) -> str:
     path = secret_path(settings, name)
     if not path.exists():
         _create(path, _generate(name))
-    return _read(path)
+    return read_private(path)
 
 
 def _generate(name: Secret) -> str:
@@ -67,11 +67,12 @@ def _create(path: Path, text: str) -> None:
         fresh.unlink()
 
 
-def _read(path: Path) -> str:
+def read_private(path: Path) -> str:
+    """A secret file's text. Raises SetupError where it is empty or other users can read it."""
     if path.stat().st_mode & 0o077:
         raise SetupError(
             f"{path} can be read by other users (mode {path.stat().st_mode & 0o777:o}). "
-            f"Next: delete it and run 'interlock up', which makes a new one"
+            f"Next: make a new secret (interlock's own: delete the file and run 'interlock up'), mode 0600"
         )
     text = path.read_text().strip()
     if not text:

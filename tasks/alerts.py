@@ -1,8 +1,9 @@
 """The one way to tell a person that something happened.
 
-An alert is first a line of the journal's trail, then a line of the log, then a Prefect event.
-None of that may slow or stop what calls it: only the trail is written at once, and even a
-journal that is away costs the caller a warning and nothing more.
+An alert is first a line of the journal's trail, then a line of the log, then a Prefect event and
+a message to the addresses of its severity. None of that may slow or stop what calls it: only the
+trail is written at once, and even a journal that is away costs the caller a warning and nothing
+more. What the trail has and nobody got (a server was away, this process died) the sweep sends.
 
 The same news told every few seconds is no news: an alert whose key the endpoint has already
 used within the policy's `notify.repeat_after_s` is dropped, unless it has become more severe.
@@ -13,47 +14,15 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tasks.bench import Bench
+from tasks.messages import ALERT, Alert, Severity
 
 _LOG = logging.getLogger("interlock.alerts")
-ALERT = "alert"
-"""What an alert's line in the trail is called."""
-Severity = Literal["critical", "warning", "info"]
 _SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 _LEVELS = {"critical": logging.CRITICAL, "warning": logging.WARNING, "info": logging.INFO}
-
-
-@dataclass(frozen=True, slots=True)
-class Alert:
-    """What a person is told. `link` leads to the page that shows most of it, `time` is since the epoch."""
-
-    id: str
-    time: float
-    endpoint: str
-    release_id: str
-    severity: Severity
-    what: str
-    numbers: Mapping[str, Any]
-    next_step: str
-    key: str
-    owner: str
-    link: str
-
-    def as_details(self) -> dict[str, Any]:
-        """For the trail: everything but what its line has columns for."""
-        mine = asdict(self)
-        for column in ("time", "endpoint", "release_id"):
-            del mine[column]
-        return {"message": mine.pop("what"), **mine}
-
-    @property
-    def numbers_text(self) -> str:
-        """The numbers in one line."""
-        return ", ".join(f"{name} {_shown(value)}" for name, value in self.numbers.items())
 
 
 def alert(
@@ -64,11 +33,14 @@ def alert(
     numbers: Mapping[str, Any],
     next_step: str,
     key: str,
+    once: bool = False,
+    also: Sequence[str] = (),
 ) -> None:
     """Tell the endpoint's owner what happened, with its numbers and the next step.
 
-    `key` names the kind of news: the same key is told once in `notify.repeat_after_s`. Never raises
-    for a server that is away; never waits for one.
+    `key` names the kind of news: the same key is told once in `notify.repeat_after_s`, or with `once`
+    never again. `also` are addresses beside the severity's own. Never raises for a server that is
+    away; never waits for one.
     """
     release_id, flow_run = _release_of(bench)
     made = Alert(
@@ -83,8 +55,9 @@ def alert(
         key=key,
         owner=bench.policy.owner,
         link=_page(bench, flow_run),
+        addresses=tuple(dict.fromkeys((*bench.policy.notify.route(severity), *also))),
     )
-    if not _is_news(bench, made):
+    if not _is_news(bench, made, since=0.0 if once else made.time - bench.policy.notify.repeat_after_s):
         _LOG.debug("told already: %s: %s", made.endpoint, made.what)
         return
     _LOG.log(
@@ -95,17 +68,17 @@ def alert(
         f" ({made.numbers_text})" if made.numbers else "",
         made.next_step,
     )
-    bench.messenger.send(made)
+    bench.messenger.send(made, bench.policy.notify.timeout_s)
 
 
-def _is_news(bench: Bench, made: Alert) -> bool:
-    """Write it into the trail unless the same, as severe, stands there since the window began."""
+def _is_news(bench: Bench, made: Alert, *, since: float) -> bool:
+    """Write it into the trail unless the same, as severe, stands there since then."""
     as_severe = _SEVERITIES[_SEVERITIES.index(made.severity) :]
     try:
         return bench.journal.record_once(
             made.endpoint,
             ALERT,
-            since=made.time - bench.policy.notify.repeat_after_s,
+            since=since,
             unless={"key": (made.key,), "severity": as_severe},
             who="interlock",
             now=made.time,
@@ -137,7 +110,3 @@ def _page(bench: Bench, flow_run: str) -> str:
 def _plain(value: Any) -> Any:
     """numpy's numbers as Python's."""
     return value.item() if hasattr(value, "item") else value
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -42,7 +42,7 @@ class Bench:
         self.sleep = sleep
         self.registry = registry or Registry(settings)
         self.runs = runs or Runs(settings.mlflow_url)
-        self.messenger = messenger or Messenger(settings)
+        self.messenger = messenger or Messenger(settings, clock)
         self._endpoint = endpoint
 
     @classmethod

@@ -19,6 +19,8 @@ from serving.endpoint import Slot
 from serving.errors import Fenced, Refused
 from serving.fence import effective
 from serving.records import EndpointRow, ReleaseState
+from tasks import news
+from tasks.alerts import alert
 from tasks.bench import Bench
 from tasks.registry import CANDIDATE, CHAMPION, PREVIOUS
 
@@ -102,6 +104,7 @@ def decide(bench: Bench, row: EndpointRow, change: Change, **values: Any) -> Non
         now=bench.clock(),
         **{key: value for key, value in change.as_dict().items() if key != "who"},
     )
+    news.decided(bench, change)
 
 
 def finish(bench: Bench) -> EndpointRow:
@@ -118,6 +121,7 @@ def finish(bench: Bench) -> EndpointRow:
         follow_journal(bench)
     except Refused as error:
         raise _stand_down(bench, row, change, error) from error
+    news.decided(bench, change)  # where the run that decided it died before it could say so
     if ReleaseState(change.state).final:
         _publish(bench, row, change)
     if change.release_id:
@@ -228,6 +232,14 @@ def _stand_down(bench: Bench, row: EndpointRow, change: Change, error: Refused) 
         bench.journal.end_release(
             change.release_id, state=ReleaseState.INTERRUPTED, reason=str(error), now=bench.clock()
         )
+    alert(
+        bench,
+        "critical",
+        f"the platform refused the {change.kind} of version {change.winner}; what served before serves on",
+        numbers={"reason": str(error)},
+        next_step=f"interlock status {bench.name}, interlock logs; then decide again",
+        key=f"stood down {change.kind} {change.winner}",
+    )
     bench.journal.record(
         bench.name,
         "stood down",

@@ -19,6 +19,7 @@ from evals.verdict import Outcome, Verdict
 from serving.endpoint import Endpoint, Slot
 from serving.errors import LeaseExpired, TransientError
 from serving.records import EndpointRow, LookRow, Stage
+from tasks import news
 from tasks.release import Release
 from tasks.transitions import check_alive, grant, withdraw
 
@@ -346,12 +347,5 @@ def _ask_human_when_stalled(release: Release, ramp: _Ramp, look: Look) -> None:
     if ramp.asked or stalled_s < bench.policy.canary.ask_after_s:
         return
     ramp.asked = True
-    _LOG.warning("%s is on HOLD for %.0f s: %s", release.row.id, stalled_s, look.verdict.reason)
-    bench.journal.record(
-        bench.name,
-        "asks a human",
-        who=release.row.owner,
-        now=bench.clock(),
-        release_id=release.row.id,
-        reason=look.verdict.reason,
-    )
+    share = bench.policy.canary.steps[ramp.step]
+    news.stalled(bench, release.row, look.verdict, stalled_s=stalled_s, share=share)

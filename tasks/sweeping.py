@@ -15,6 +15,7 @@ from serving.records import ReleaseState
 from tasks import notices, rolling_back, transitions
 from tasks.bench import Bench
 from tasks.control import start_release
+from tasks.messenger import send_again
 from tasks.registry import CANDIDATE, CHAMPION
 
 _LOG = logging.getLogger("interlock.sweep")
@@ -65,6 +66,7 @@ def sweep_endpoint(endpoint: str) -> list[str]:
     if release is None and not row.other_version and bench.endpoint.describe().versions.get(other):
         bench.endpoint.retire(other)
         said.append(f"{endpoint}: what an ended release had left in slot {other.value} is gone")
+    said += send_again(bench)
     for slot in Slot:
         # Writers delete what is too old; those that died cannot.
         purge_segments(

@@ -11,6 +11,7 @@ import math
 from serving.endpoint import SHARE_SCALE, Slot
 from serving.errors import Fenced, LeaseExpired, NotHealthy, Refused
 from serving.records import EndpointRow, ReleaseRow, ReleaseState, Stage
+from tasks import news
 from tasks.bench import Bench
 from tasks.changes import (
     PROMOTE,
@@ -225,6 +226,7 @@ def make_safe(
     bench.journal.record(
         bench.name, "made safe", who=who, now=bench.clock(), release_id=release.id, reason=reason
     )
+    news.made_safe(bench, now, state, reason)
     return bench.row()
 
 

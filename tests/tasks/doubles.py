@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.alerts import Alert
+from tasks.messages import Alert
 from tasks.registry import ModelVersion
 
 
@@ -55,7 +55,7 @@ class MemoryMessenger:
 
     sent: list[Alert] = field(default_factory=list)
 
-    def send(self, alert: Alert) -> None:
+    def send(self, alert: Alert, _timeout_s: float) -> None:
         self.sent.append(alert)
 
 

@@ -54,7 +54,7 @@ class World:
         registry: Any = self.registry
         messenger: Any = self.messenger
         if deadline is not None:
-            journal = Mortal(journal, deadline, ("change", "end_release", "record"))
+            journal = Mortal(journal, deadline, ("change", "end_release", "record", "record_once"))
             endpoint = Mortal(endpoint, deadline, ("apply", "deploy", "retire"))
             registry = Mortal(registry, deadline, ("point", "unpoint", "tag"))
         bench = Bench(
