@@ -330,14 +330,14 @@ class Journal:
         return True
 
     def audit(
-        self, endpoint: str | None = None, *, what: str | None = None, since: float = 0.0, limit: int = 200
+        self, endpoint: str | None = None, *, what: Sequence[str] = (), since: float = 0.0, limit: int = 200
     ) -> list[AuditRow]:
-        """The trail, newest first; only lines that say `what`, where that is given."""
+        """The trail, newest first; with `what` only lines of these kinds."""
         query = sa.select(AUDIT).where(AUDIT.c.time >= since).order_by(AUDIT.c.id.desc()).limit(limit)
         if endpoint is not None:
             query = query.where(AUDIT.c.endpoint == endpoint)
-        if what is not None:
-            query = query.where(AUDIT.c.what == what)
+        if what:
+            query = query.where(AUDIT.c.what.in_(what))
         rows = self._rows(query)
         return [AuditRow(**{key: value for key, value in row.items() if key != "id"}) for row in rows]
 

@@ -77,10 +77,10 @@ def send_again(bench: Bench) -> list[str]:
     since = now - notify.retry_for_s
     got = {
         (line.details["id"], line.details["address"])
-        for line in bench.journal.audit(bench.name, what=SENT, since=since, limit=1000)
+        for line in bench.journal.audit(bench.name, what=(SENT,), since=since, limit=1000)
     }
     said: list[str] = []
-    for line in reversed(bench.journal.audit(bench.name, what=ALERT, since=since)):
+    for line in reversed(bench.journal.audit(bench.name, what=(ALERT,), since=since)):
         alert = Alert.of(line)
         left = tuple(address for address in alert.addresses if (alert.id, address) not in got)
         if left and now - alert.time > 2 * notify.timeout_s:

@@ -216,14 +216,7 @@ def _act(
             key=f"rollback-stuck-{row.champion}",
         )
         return None
-    alert(
-        bench,
-        "critical",
-        f"rolled back by the watch: {report.message} {decision.reason}",
-        numbers={**numbers, "traffic_ms": report.traffic_ms, "since": harms[0].since},
-        next_step=f"interlock history {bench.name}; mend version {report.was} and register a new one",
-        key=f"rollback-{report.was}",
-    )
+    # that it happened is told with the change itself (tasks/news.py), in the policy's words
     return report
 
 

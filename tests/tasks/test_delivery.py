@@ -114,7 +114,7 @@ def tell(bench: Bench, severity: Any = "critical", key: str = "k") -> None:
 
 
 def lines(bench: Bench, what: str) -> list[dict[str, Any]]:
-    return [dict(line.details) for line in bench.journal.audit("flights", what=what)]
+    return [dict(line.details) for line in bench.journal.audit("flights", what=(what,))]
 
 
 def test_a_message_says_what_happened_the_numbers_the_next_step_and_where_to_look(

@@ -95,7 +95,7 @@ def test_killed_anywhere_a_rollback_is_told_once_at_least_and_never_twice_in_the
                     transitions.reject(world.bench(), release, **reject)
                 else:
                     transitions.finish(world.bench())
-            lines = world.journal.audit("flights", what="alert")
+            lines = world.journal.audit("flights", what=("alert",))
             critical = [one for one in lines if one.details["severity"] == "critical"]
             assert len(critical) == 1, (at, after)
             if survived:

@@ -99,7 +99,7 @@ def test_harm_that_only_the_new_version_has_goes_back(world: World) -> None:
     assert world.serving() == ("1", 0)
     assert world.registry.aliases == {"champion": "1"}
     assert world.journal.releases("flights", version="2")[0].state is ReleaseState.ROLLED_BACK
-    assert "rolled back by the watch" in world.alerts()[0]
+    assert "was rolled back; version 1 serves" in world.alerts()[0]
     world.consistent()
     world.seconds(5)
     after = world.look()
