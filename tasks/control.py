@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,8 @@ def start_release(
     if deployment is None:
         raise Refused(f"Prefect has no deployment {RELEASE_DEPLOYMENT}. Next: interlock up (it registers it)")
     parameters = {"endpoint": endpoint, "version": int(version), "again": again, "reason": reason}
-    run = prefect.call("POST", f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+    body = {"parameters": parameters, "idempotency_key": str(uuid.uuid4())}
+    run = prefect.call("POST", f"/deployments/{deployment['id']}/create_flow_run", body, repeatable=True)
     return _flow_run_page(settings, run["id"])
 
 

@@ -145,7 +145,7 @@ def _hold(bench: Bench, window: DriftWindow) -> str:
 def _ask_for_retraining(bench: Bench, window: DriftWindow) -> str:
     """The event that a training deployment subscribes to: once a window, however often this runs."""
     body = retrain_event(bench, window)
-    prefect_api(bench.settings).call("POST", "/events", [body])
+    prefect_api(bench.settings).call("POST", "/events", [body], repeatable=True)
     return f"asked for retraining (event {RETRAIN_EVENT})"
 
 

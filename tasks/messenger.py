@@ -63,7 +63,7 @@ class Messenger:
 
     def _emit(self, alert: Alert) -> None:
         try:
-            prefect_api(self._settings).call("POST", "/events", [event_body(alert)])
+            prefect_api(self._settings).call("POST", "/events", [event_body(alert)], repeatable=True)
         except ServingError as error:
             _LOG.warning("Prefect did not take the event of an alert: %s", error)
 

@@ -11,7 +11,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -20,7 +20,7 @@ from configs.settings import Settings
 from serving.errors import Refused, ServingError
 from serving.secret_files import Secret, read_or_create
 from serving.stack import PROJECT_DIR, prefect_environment
-from tasks.rest import mlflow_api, prefect_api
+from tasks.rest import ServerUnavailable, mlflow_api, prefect_api
 
 WEBHOOK_EVENTS = ({"entity": "MODEL_VERSION_ALIAS", "action": "CREATED"},)
 HEARTBEAT_LOST_S = 90
@@ -63,7 +63,7 @@ def register_webhook(settings: Settings) -> bool:
     }
     found = find_webhook(settings)
     if found is None:
-        api.call("POST", "/webhooks", body)
+        _make(lambda: find_webhook(settings), lambda: api.call("POST", "/webhooks", body))
     else:
         api.call("PATCH", f"/webhooks/{found['webhook_id']}", body)
     if find_webhook(settings) is None:
@@ -74,16 +74,36 @@ def register_webhook(settings: Settings) -> bool:
 def register_work_pool(settings: Settings) -> bool:
     """Have the process work pool of the flows. Returns whether it was new."""
     api = prefect_api(settings)
-    found = api.call("GET", f"/work_pools/{settings.work_pool}", missing_ok=True)
+
+    def find() -> dict[str, Any] | None:
+        return api.call("GET", f"/work_pools/{settings.work_pool}", missing_ok=True)
+
+    found = find()
     if found is None:
         body = {"name": settings.work_pool, "type": "process", "description": "Interlock's flows"}
-        api.call("POST", "/work_pools/", body)
+        _make(find, lambda: api.call("POST", "/work_pools/", body))
         return True
     if found["type"] == "prefect-agent":
         raise Refused(
             f"The work pool {settings.work_pool} is for agents. Next: set INTERLOCK_WORK_POOL to another"
         )
     return False
+
+
+def _make(find: Callable[[], object], create: Callable[[], object]) -> None:
+    """Create what is missing. Where the server's answer was lost, look before it is asked again.
+
+    Raises ServerUnavailable after the third time.
+    """
+    for last in (False, False, True):
+        try:
+            create()
+            return
+        except ServerUnavailable:
+            if find():
+                return
+            if last:
+                raise
 
 
 def deploy_version() -> str:
@@ -99,7 +119,7 @@ def missing_deployments(settings: Settings) -> list[str]:
     api = prefect_api(settings)
     wanted = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())["deployments"]
     filter_ = {"deployments": {"name": {"any_": [deployment["name"] for deployment in wanted]}}}
-    found = {row["name"]: row for row in api.call("POST", "/deployments/filter", filter_)}
+    found = {row["name"]: row for row in api.call("POST", "/deployments/filter", filter_, repeatable=True)}
     missing: list[str] = []
     for deployment in wanted:
         row = found.get(deployment["name"])
@@ -153,7 +173,8 @@ def register_deployments(settings: Settings) -> bool:
 def online_workers(settings: Settings) -> list[str]:
     """Names of the work pool's workers that Prefect heard of lately."""
     api = prefect_api(settings)
-    workers = api.call("POST", f"/work_pools/{settings.work_pool}/workers/filter", {}, missing_ok=True) or ()
+    path = f"/work_pools/{settings.work_pool}/workers/filter"
+    workers = api.call("POST", path, {}, missing_ok=True, repeatable=True) or ()
     return sorted(worker["name"] for worker in workers if worker["status"] == "ONLINE")
 
 
@@ -164,12 +185,16 @@ def register_zombie_automation(settings: Settings) -> bool:
     ever. This cannot be said in prefect.yaml, whose automations only run deployments.
     """
     api = prefect_api(settings)
-    filter_ = {"automations": {"name": {"any_": [_ZOMBIE_AUTOMATION]}}}
-    found = api.call("POST", "/automations/filter", filter_)
+
+    def find() -> list[dict[str, Any]]:
+        filter_ = {"automations": {"name": {"any_": [_ZOMBIE_AUTOMATION]}}}
+        return api.call("POST", "/automations/filter", filter_, repeatable=True)
+
+    found = find()
     if found:
         api.call("PUT", f"/automations/{found[0]['id']}", _zombie_automation())
         return False
-    api.call("POST", "/automations/", _zombie_automation())
+    _make(find, lambda: api.call("POST", "/automations/", _zombie_automation()))
     return True
 
 

@@ -67,9 +67,8 @@ class Registry:
     def point(self, model: str, alias: str, version: str) -> None:
         """Make an alias name a version."""
         if self.aliased(model, alias) != version:
-            self._api.call(
-                "POST", "/registered-models/alias", {"name": model, "alias": alias, "version": version}
-            )
+            body = {"name": model, "alias": alias, "version": version}
+            self._api.call("POST", "/registered-models/alias", body, repeatable=True)
 
     def unpoint(self, model: str, alias: str, version: str) -> None:
         """Remove an alias if it still names this version; somebody's newer choice stays."""
@@ -82,4 +81,4 @@ class Registry:
         """Set tags of a version."""
         for key, value in tags.items():
             body = {"name": model, "version": version, "key": key, "value": value[:4000]}
-            self._api.call("POST", "/model-versions/set-tag", body)
+            self._api.call("POST", "/model-versions/set-tag", body, repeatable=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -12,35 +13,73 @@ from configs.settings import Settings
 from serving.errors import Refused, TransientError
 from serving.upstream import is_loopback, mlflow_headers, prefect_headers
 
+_PAUSES_S = (0.2, 0.5, 1.0)
+"""Before the second, third and fourth try. A database that is locked for a moment is free by then; a server
+that is down is not, and whoever calls must soon learn it (a rollback has other things to do)."""
+_PAUSE_S_MAX = 2.0
+_BUSY = {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE}
+_REPEATABLE = {"GET", "PUT", "PATCH", "DELETE"}
+
 
 class ServerUnavailable(TransientError):
     """MLflow or Prefect does not answer."""
 
 
 class Server:
-    """A server's REST API: JSON in, JSON out, errors translated."""
+    """A server's REST API: JSON in, JSON out, errors translated, a busy moment waited for."""
 
-    def __init__(self, title: str, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        title: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.title = title
         self.url = url
+        self._sleep = sleep
         self._client = httpx.Client(headers=dict(headers), timeout=30, trust_env=not is_loopback(url))
         weakref.finalize(self, self._client.close)
 
-    def call(self, method: str, path: str, body: object = None, *, missing_ok: bool = False) -> Any:
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        missing_ok: bool = False,
+        repeatable: bool = False,
+    ) -> Any:
         """The decoded answer; None for an empty one, and for 404 with `missing_ok`.
 
+        What cannot have had an effect is tried again in any case: no connection, 429. A lost connection,
+        502 and 503 are tried again where repeating is safe: `repeatable` says it of a POST, of all other
+        methods it is known. A time-out is never repeated: it was long enough.
         Raises ServerUnavailable for no answer or a 5xx, Refused for any other refusal.
         """
-        try:
-            reply = self._client.request(method, self.url + path, json=body)
-        except httpx.HTTPError as error:
-            raise ServerUnavailable(
-                f"{self.title} at {self.url} does not answer ({error.__class__.__name__}). "
-                f"Next: interlock doctor"
-            ) from error
+        repeatable = repeatable or method in _REPEATABLE
+        for pause_s in (*_PAUSES_S, None):
+            try:
+                reply = self._client.request(method, self.url + path, json=body)
+            except httpx.HTTPError as error:
+                if pause_s is None or not _is_worth_repeating(error, repeatable=repeatable):
+                    raise ServerUnavailable(
+                        f"{self.title} at {self.url} does not answer ({error.__class__.__name__}). "
+                        f"Next: interlock doctor"
+                    ) from error
+            else:
+                is_free = reply.status_code == httpx.codes.TOO_MANY_REQUESTS or repeatable
+                if pause_s is None or reply.status_code not in _BUSY or not is_free:
+                    return self._answer(reply, method, path, missing_ok=missing_ok)
+                pause_s = max(pause_s, _asked_pause_s(reply))
+            self._sleep(pause_s)
+        raise AssertionError("the last try returns or raises")
+
+    def _answer(self, reply: httpx.Response, method: str, path: str, *, missing_ok: bool) -> Any:
         if reply.status_code == httpx.codes.NOT_FOUND and missing_ok:
             return None
-        if reply.is_server_error:
+        if reply.is_server_error or reply.status_code in _BUSY:
             raise ServerUnavailable(
                 f"{self.title} answered {reply.status_code} to {path}: {reply.text[:300]}"
             )
@@ -52,6 +91,19 @@ class Server:
         if reply.is_error:
             raise Refused(f"{self.title} answered {reply.status_code} to {method} {path}: {reply.text[:300]}")
         return reply.json() if reply.content else None
+
+
+def _is_worth_repeating(error: httpx.HTTPError, *, repeatable: bool) -> bool:
+    """Whether a request without an answer may be sent again."""
+    if isinstance(error, httpx.ConnectError):
+        return True
+    return repeatable and isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
+
+
+def _asked_pause_s(reply: httpx.Response) -> float:
+    """How long the server asks to wait, as far as we are willing."""
+    asked = reply.headers.get("retry-after", "")
+    return min(float(asked), _PAUSE_S_MAX) if asked.isdecimal() else 0.0
 
 
 def mlflow_api(settings: Settings) -> Server:

@@ -112,33 +112,33 @@ def test_records_what_the_gateway_said(rows: Path, tmp_path: Path) -> None:
 
 
 def test_arrivals_do_not_wait_for_answers(rows: Path, tmp_path: Path) -> None:
-    """A server that answers nothing for a second meets the whole second's requests at once."""
-    arrived = 0
-    release = asyncio.Event()
+    """A server that answers nothing meets requests all the same, and is charged for the whole wait."""
+    arrivals: list[float] = []
+    enough, release = asyncio.Event(), asyncio.Event()
 
     async def handler(request: web.Request) -> web.Response:
-        nonlocal arrived
-        arrived += 1
+        arrivals.append(time.time())
+        if len(arrivals) == 100:
+            enough.set()
         await release.wait()
         return web.json_response({"predictions": [0.1]})
 
-    async def scenario() -> int:
+    async def scenario() -> float:
         async with server(handler) as url:
-            running = asyncio.create_task(
-                Traffic(Plan(url, rows, tmp_path / "out", rate=150, seconds=1.0)).run()
-            )
-            await asyncio.sleep(1.2)
-            waiting = arrived
+            traffic = Traffic(Plan(url, rows, tmp_path / "out", rate=150))
+            running = asyncio.create_task(traffic.run())
+            await enough.wait()  # with nothing answered, a hundred came
+            released = time.time()
             release.set()
+            traffic.stop()
             await running
-            return waiting
+            return released
 
-    waiting = asyncio.run(scenario())
-    assert waiting > 80
+    released = asyncio.run(asyncio.wait_for(scenario(), 120))
     found = records(tmp_path / "out")
-    assert len(found) == waiting
+    assert len(found) == len(arrivals) >= 100
     # Latency counts from the moment when a request was due, so the stall is seen in full.
-    assert max(record["ms"] for record in found) > 900
+    assert max(record["ms"] for record in found) >= (released - arrivals[0]) * 1000
 
 
 def test_a_gateway_that_is_away_is_counted_and_then_used_again(rows: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_gateway_that_is_away_is_counted_and_then_used_again(rows: Path, tmp_p
         await running
         await runner.cleanup()
 
-    asyncio.run(asyncio.wait_for(scenario(), 30))
+    asyncio.run(asyncio.wait_for(scenario(), 120))
     found = records(tmp_path / "out")
     assert {record["error"] for record in found if record["status"] == 0} == {"ClientConnectorError"}
     assert [record["status"] for record in found[:5]] == [0] * 5
@@ -179,27 +179,25 @@ def test_as_a_process_it_keeps_its_rate_cheaply_and_stops_on_sigterm(rows: Path,
     async def handler(request: web.Request) -> web.Response:
         return web.json_response({"predictions": [0.1]})
 
-    async def scenario() -> float:
+    async def scenario() -> None:
         async with server(handler) as url:
             command = [sys.executable, "-m", "examples.flights.traffic", "--url", url, "--rows", str(rows)]
             process = subprocess.Popen([*command, "--out", str(out), "--key-file", str(key)])
             try:
                 while not (out / "traffic.json").exists():
                     await asyncio.sleep(0.05)
-                await asyncio.sleep(4)
+                while json.loads((out / "traffic.json").read_text())["sent"] < 600:
+                    await asyncio.sleep(0.05)
             finally:
                 process.send_signal(signal.SIGTERM)
-                asked = time.monotonic()
                 while process.poll() is None:
                     await asyncio.sleep(0.02)
             assert process.returncode == 0
-            return time.monotonic() - asked
 
-    took_s = asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 120))
     state = json.loads((out / "traffic.json").read_text())
     found = records(out)
     assert state["stopped"]
     assert state["sent"] == len(found)
     assert len(found) / (found[-1]["time"] - found[0]["time"]) == pytest.approx(150, rel=0.25)
-    assert took_s < 3
     assert state["failed"] == 0

@@ -162,7 +162,7 @@ def test_a_dead_address_does_not_delay_another_and_the_trail_says_so_without_its
         write_secret(bench, "chat", receiver.url)
         began = time.monotonic()
         tell(bench)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15, "the silent one would take 20 s"
     assert len(receiver.got) == 1
     trouble = {line["address"]: line["trouble"] for line in lines(bench, "alert not sent")}
     assert trouble["file:silent"] == "no answer within 1 s"
@@ -215,14 +215,13 @@ def test_a_secret_that_others_can_read_is_not_used(tmp_path: Path) -> None:
 
 
 def test_sending_from_beside_returns_at_once_although_nobody_answers(tmp_path: Path, silent: str) -> None:
-    bench = bench_with(tmp_path, critical=["file:silent"], timeout_s=1)
+    bench = bench_with(tmp_path, critical=["file:silent"], timeout_s=3)
     write_secret(bench, "silent", silent)
     settings = Settings(state_dir=tmp_path, prefect_api_url="http://127.0.0.1:9/api")
     bench.messenger = Messenger(settings, bench.clock)
     before = set(threading.enumerate())
-    began = time.monotonic()
     tell(bench)
-    assert time.monotonic() - began < 0.5
+    assert lines(bench, "alert not sent") == [], "it did not wait for the answer"
     for thread in set(threading.enumerate()) - before:
-        thread.join(5)
+        thread.join(30)
     assert len(lines(bench, "alert not sent")) == 1

@@ -85,7 +85,7 @@ class Answer:
         return self.headers["x-interlock-version"]
 
 
-def eventually(condition: Callable[[], object], wait_s: float = 10.0) -> None:
+def eventually(condition: Callable[[], object], wait_s: float = 30.0) -> None:
     deadline = time.monotonic() + wait_s
     while not condition():
         assert time.monotonic() < deadline, "did not become true in time"

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.serving.gateway.lab import Lab
+from tests.serving.gateway.lab import Lab, eventually
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class Load:
             self._stopping.set()
             self._thread.join(30)
             assert not self._thread.is_alive()
+
+    def until_asked_since(self, moment: float, count: int = 8, wait_s: float = 60) -> None:
+        """Wait until so many requests were sent after a moment and answered."""
+        eventually(lambda: sum(sample.sent > moment for sample in self.samples[-1000:]) >= count, wait_s)
 
     def failed(self) -> list[Sample]:
         return [sample for sample in self.samples if sample.status != 200]

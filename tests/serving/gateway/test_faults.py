@@ -120,7 +120,7 @@ def test_a_candidate_without_replicas_is_hidden_from_users_but_not_from_the_evid
 def test_a_full_queue_answers_503_and_says_when_to_come_back(lab: Lab) -> None:
     lab.serve("narrow", replicas={"concurrency": 2, "queue": 3, "start_timeout_s": 20})
     with ThreadPoolExecutor(12) as pool:
-        jobs = [pool.submit(lab.ask, {"sleep_s": 0.8}, path="/narrow/invocations") for _ in range(12)]
+        jobs = [pool.submit(lab.ask, {"sleep_s": 2.5}, path="/narrow/invocations") for _ in range(12)]
         answers = [job.result() for job in jobs]
     refused = [answer for answer in answers if answer.status == 503]
     served = [answer for answer in answers if answer.status == 200]
@@ -130,32 +130,32 @@ def test_a_full_queue_answers_503_and_says_when_to_come_back(lab: Lab) -> None:
         assert answer.json == {"error": "overloaded", "status": 503}
         assert answer.headers["retry-after"] == "1"
     queued = [observed(lab, "narrow", answer.headers["x-request-id"]) for answer in served]
-    assert sum(row["total_ms"] > 1500 for row in queued) >= 3, "three waited for their turn"
-    assert all(750 < row["service_ms"] < 1300 for row in queued), "service time leaves the queue out"
+    assert sum(row["total_ms"] > 4500 for row in queued) >= 3, "three waited for their turn"
+    assert all(2400 < row["service_ms"] < 4500 for row in queued), "service time leaves the queue out"
 
 
 def test_without_a_queue_only_free_places_admit(lab: Lab) -> None:
     lab.serve("tight", replicas={"concurrency": 2, "queue": 0, "start_timeout_s": 20})
     with ThreadPoolExecutor(6) as pool:
-        jobs = [pool.submit(lab.ask, {"sleep_s": 0.8}, path="/tight/invocations") for _ in range(6)]
+        jobs = [pool.submit(lab.ask, {"sleep_s": 2.5}, path="/tight/invocations") for _ in range(6)]
         statuses = sorted(job.result().status for job in jobs)
     assert statuses == [200, 200, 503, 503, 503, 503]
 
 
 def test_a_slow_replica_is_cut_off_and_counts_as_failed(lab: Lab) -> None:
     lab.serve("slow", replicas={"request_timeout_s": 0.5, "start_timeout_s": 20})
-    answer = lab.ask({"sleep_s": 3}, path="/slow/invocations")
+    answer = lab.ask({"sleep_s": 10}, path="/slow/invocations")
     assert (answer.status, answer.json) == (504, {"error": "timeout", "status": 504})
     row = observed(lab, "slow", answer.headers["x-request-id"])
     assert bool(row["failed"])
-    assert 450 < row["service_ms"] < 1500
+    assert 450 < row["service_ms"] < 8000
 
 
 def test_a_client_that_goes_away_got_no_answer(lab: Lab) -> None:
     endpoint = lab.serve("left")
     cursor = endpoint.observations(None).cursor
     connection = http.client.HTTPConnection("127.0.0.1", lab.settings.gateway_port, timeout=5)
-    body = json.dumps({"sleep_s": 1.5}).encode()
+    body = json.dumps({"sleep_s": 12}).encode()
     connection.request("POST", "/left/invocations", body, {"x-api-key": lab.key})
     eventually(lambda: sum(endpoint.observations(cursor).in_flight.values()) == 1)
     time.sleep(0.2)
@@ -171,7 +171,7 @@ def test_requests_in_flight_are_counted_by_age_and_slot(lab: Lab) -> None:
     endpoint = lab.serve("aged", candidate="2")
     endpoint.apply(lab.route("aged", candidate="2", share_bp=10_000))
     with ThreadPoolExecutor(3) as pool:
-        jobs = [pool.submit(lab.ask, {"sleep_s": 3.2}, path="/aged/invocations") for _ in range(3)]
+        jobs = [pool.submit(lab.ask, {"sleep_s": 6}, path="/aged/invocations") for _ in range(3)]
         eventually(lambda: endpoint.observations(None).in_flight[Slot.GREEN] == 3)
         eventually(lambda: endpoint.observations(None, settle_s=2).in_flight[Slot.GREEN] == 3)
         assert endpoint.observations(None).in_flight[Slot.BLUE] == 0

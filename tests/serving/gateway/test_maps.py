@@ -107,7 +107,7 @@ def test_a_stopped_holder_does_not_block_a_rollback(tmp_path: Path) -> None:
                 waited_s = time.monotonic() - begun
         finally:
             holder.kill()
-    assert 0.9 < waited_s < 3
+    assert 0.9 < waited_s < 30, "it waited in vain, but not for the holder's end"
 
 
 def test_writers_take_turns(tmp_path: Path) -> None:

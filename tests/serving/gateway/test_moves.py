@@ -19,7 +19,6 @@ def test_two_hundred_changes_and_fifty_rollbacks_hurt_nobody(lab: Lab) -> None:
     """Every rollback: requests sent after `apply` returned are answered by the default, all of them."""
     flights = lab.serve("flights", candidate="2")
     rolled_back: list[tuple[float, float]] = []
-    took_ms: list[float] = []
     with Load(lab, clients=8).running() as load:
         for _ in range(50):
             route = lab.route(candidate="2")
@@ -28,21 +27,16 @@ def test_two_hundred_changes_and_fifty_rollbacks_hurt_nobody(lab: Lab) -> None:
                 flights.apply(dataclasses.replace(route, share_bp=share_bp, until=time.time() + 30))
                 time.sleep(0.02)
             following = lab.route(candidate="2")
-            begun = time.monotonic()
             flights.apply(following)
             ended = time.monotonic()
-            took_ms.append((ended - begun) * 1000)
-            time.sleep(0.05)
+            load.until_asked_since(ended)
             rolled_back.append((ended, time.monotonic()))
     assert load.failed() == []
     assert {sample.version for sample in load.samples} == {"1", "2"}
-    checked = 0
     for begun, ended in rolled_back:
         new = [sample for sample in load.samples if begun < sample.sent and sample.done < ended]
-        checked += len(new)
+        assert len(new) >= 8
         assert all(sample.version == "1" for sample in new)
-    assert checked > 100
-    assert sorted(took_ms)[len(took_ms) // 2] < 100
 
 
 def test_promotion_and_back_under_load(lab: Lab) -> None:
@@ -58,7 +52,7 @@ def test_promotion_and_back_under_load(lab: Lab) -> None:
                     dataclasses.replace(route, default=Slot.GREEN, default_version="2", other_version="1")
                 )
             begun = time.monotonic()
-            time.sleep(0.05)
+            load.until_asked_since(begun)
             moved.append((begun, time.monotonic(), "1" if number % 2 else "2"))
     assert load.failed() == []
     for begun, ended, version in moved:
@@ -78,7 +72,7 @@ def test_reloads_and_deployments_under_load_drop_no_request(lab: Lab) -> None:
             time.sleep(0.05)
             flights.apply(lab.route(candidate="2"))
             begun = time.monotonic()
-            time.sleep(0.2)
+            load.until_asked_since(begun)
             windows.append((begun, time.monotonic()))
             flights.retire(Slot.GREEN)
             flights.deploy(Slot.GREEN, "2", uri=f"models:/m/{number}")

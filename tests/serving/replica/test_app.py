@@ -162,11 +162,11 @@ def test_a_slow_model_is_504_and_one_that_hangs_makes_the_replica_unhealthy() ->
         reply = await client.post("/invocations", content=b"wait", headers=JSON)
         assert (reply.status_code, reply.json()["error"]) == (504, "timeout")
         assert model.entered.is_set()
-        await asyncio.sleep(0.15)
-        assert (await client.get("/health")).json()["status"] == "stuck"
+        while (await client.get("/health")).json()["status"] != "stuck":
+            await asyncio.sleep(0.01)
         model.gate.set()
-        await asyncio.sleep(0.05)
-        assert (await client.get("/health")).status_code == 200
+        while (await client.get("/health")).status_code != 200:
+            await asyncio.sleep(0.01)
 
     run(steps, request_timeout_s=0.05, concurrency=1)
 

@@ -122,6 +122,13 @@ def row(**changes: Any) -> dict[str, Any]:
     return {"inputs": [{"x": 1.5, "n": 2, "mode": "ok"} | changes]}
 
 
+def eventually(condition: Callable[[], bool], wait_s: float = 60) -> None:
+    deadline = time.monotonic() + wait_s
+    while not condition():
+        assert time.monotonic() < deadline, "did not become true in time"
+        time.sleep(0.02)
+
+
 def metric(text: str, name: str) -> float:
     return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + " "))
 
@@ -145,8 +152,8 @@ def test_every_status(strange: Running) -> None:
         )
         assert client.post("/invocations", content=b"x" * 20_001).status_code == 413
         assert client.post("/invocations", json=row(mode="sleep1.5")).status_code == 504
-        time.sleep(0.6)  # the worker is still in there
-        assert client.post("/invocations", json=row()).status_code == 200
+        # The worker is still in there for a while.
+        eventually(lambda: client.post("/invocations", json=row()).status_code == 200)
 
 
 def test_waiting_requests_are_joined_and_a_bad_one_fails_alone(strange: Running) -> None:
@@ -227,23 +234,22 @@ def test_fuzzing_finds_no_500_no_hang_and_no_lost_process(flights: Running) -> N
 
 
 def test_sigterm_finishes_what_is_in_flight(start: Start) -> None:
-    running = start("strange", concurrency=8, version="9")
+    running = start("strange", concurrency=8, version="9", drain_s=60)
     running.wait_until_ready()
     _, cursor = read_exchanges(Path(running.spec["spool"]["dir"]), None, 1)
     with running.client() as client, concurrent.futures.ThreadPoolExecutor(4) as threads:
         waiting = [
             threads.submit(
-                client.post, "/invocations", json=row(mode="sleep1"), headers={"x-request-id": f"r{n}"}
+                client.post, "/invocations", json=row(mode="sleep3"), headers={"x-request-id": f"r{n}"}
             )
             for n in range(4)
         ]
-        time.sleep(0.3)
+        eventually(lambda: metric(client.get("/metrics").text, "interlock_replica_in_flight") == 4)
         running.process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
-        assert client.get("/health").status_code == 503
+        eventually(lambda: client.get("/health").status_code == 503)
         assert client.post("/invocations", json=row()).status_code == 200, "still answers those who come"
         assert [future.result().status_code for future in waiting] == [200] * 4
-    assert running.process.wait(timeout=10) == 0
+    assert running.process.wait(timeout=60) == 0
     exchanges, _ = read_exchanges(Path(running.spec["spool"]["dir"]), cursor, 100)
     assert {exchange.request_id for exchange in exchanges} == {"r0", "r1", "r2", "r3"}
     assert {exchange.version for exchange in exchanges} == {"9"}
