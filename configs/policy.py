@@ -11,8 +11,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from configs import sagemaker
 from configs.drift import Drift
 from configs.notify import Notify
+from configs.sagemaker import SageMaker
 from configs.section import LatencyBudget, Name, Probability, Section
 from configs.watch import Watch
 
@@ -235,7 +237,10 @@ class Policy(Section):
     endpoint: Name = Field(description="The name clients call.")
     model: str = Field(min_length=1, description="Registered model in MLflow.")
     owner: str = Field(min_length=1, description="Who is told.")
-    platform: Literal["local"] = Field(default="local", description="Where the endpoint lives.")
+    platform: Literal["local", "sagemaker"] = Field(
+        default="local", description="Where the endpoint lives; all but `local` have a section of their own."
+    )
+    sagemaker: SageMaker | None = Field(default=None, description="Where `platform` is sagemaker.")
     assign_by: Literal["user", "request"] = Field(
         default="user", description="What is randomised, hence the unit of evidence."
     )
@@ -252,3 +257,10 @@ class Policy(Section):
         default=3600, ge=0, description="The old champion stays warm this long after promotion."
     )
     watch: Watch = Field(default_factory=Watch, description="After the promotion.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Policy:
+        found = sagemaker.contradictions(self) if self.platform == "sagemaker" else []
+        if found:
+            raise ValueError("; ".join(found))
+        return self

@@ -25,6 +25,16 @@ class NextStep:
     harm: float | None = None
 
 
+def grantable_bp(share_percent: float, step_bp: int) -> int:
+    """A share in basis points on the platform's grid: rounded down, but never to nothing.
+
+    More than the policy says would be more risk than the operator accepted; nothing at all would be
+    a ramp that never begins.
+    """
+    wanted_bp = round(share_percent * 100)
+    return max(wanted_bp // step_bp, 1) * step_bp if wanted_bp > 0 else 0
+
+
 def expected_harm(policy: Canary, step: int, *, excess_high: float, requests_per_s: float) -> float:
     """Excess errors of one bake at this step, at worst: bound x share x traffic x time."""
     last = step == len(policy.steps) - 1

@@ -81,13 +81,22 @@ class EndpointState:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a platform can do; flows ask this instead of the platform's name."""
+    """What a platform can do; flows ask this instead of the platform's name.
+
+    `share_step_bp` is the finest step of a share. Without `has_lease` a share stays until somebody
+    takes it back (the guard flow does). Without `sticky_users` a user's requests are split one by
+    one. Where `per_request_observations` is False, only counts of whole periods exist
+    (`Endpoint.periods`), each `observation_period_s` long and complete `observation_delay_s` after
+    its end; `capture_delay_s` is how late an exchange may be. Times in seconds.
+    """
 
     share_step_bp: int
     has_lease: bool
     sticky_users: bool
     per_request_observations: bool
     capture_delay_s: float
+    observation_period_s: float = 0.0
+    observation_delay_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +112,25 @@ class Observations:
     frame: pd.DataFrame
     cursor: str
     in_flight: Mapping[Slot, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """What one version answered in one whole period of the platform's metrics.
+
+    `start` and `end` are seconds since the epoch. `counts[i]` requests took at most `edges_ms[i]`
+    (and more than the edge before); the last of the `len(edges_ms) + 1` counts took longer than
+    every edge. Direct calls may be among them: platforms that only count cannot tell them apart.
+    """
+
+    slot: Slot
+    version: str
+    start: float
+    end: float
+    requests: int
+    failed: int
+    edges_ms: tuple[float, ...]
+    counts: tuple[int, ...]
 
 
 REFUSALS = frozenset({400, 415, 422})
@@ -189,7 +217,17 @@ class Endpoint(Protocol):
     ) -> Observations:
         """Finished requests since `cursor`; None starts at now (an empty frame and a cursor).
 
+        Raises `Refused` where the platform only counts (`capabilities.per_request_observations`).
         With `limit` it stops soon after so many rows; the cursor then stands before the rest.
+        """
+        ...
+
+    def periods(self, since: float, until: float, *, edges_ms: tuple[float, ...]) -> list[Period]:
+        """Counts of the whole periods within [since, until], oldest first; periods without a request are
+        left out.
+
+        `edges_ms` are wished for; a platform with bins of its own answers with those. Raises `Refused`
+        where `observations` has every single request.
         """
         ...
 

@@ -6,6 +6,7 @@ the clock that it was given, and what a version answers is a function of the req
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from serving.endpoint import (
     EndpointState,
     Exchange,
     Observations,
+    Period,
     Replica,
     Reply,
     Route,
@@ -90,7 +92,7 @@ class FakeEndpoint:
         if self._route is None:
             raise Refused(f"{self.name} serves nothing")
         now = self._clock()
-        route = effective(self._route, now)
+        route = self._effective(self._route)
         request_id = f"request-{len(self._rows)}"
         in_share = bucket_of(route.salt, tenant, user or request_id) < route.share_bp
         slot = route.other if in_share else route.default
@@ -153,7 +155,7 @@ class FakeEndpoint:
         self._begin("describe")
         return EndpointState(
             name=self.name,
-            route=effective(self._route, self._clock()) if self._route else None,
+            route=self._effective(self._route) if self._route else None,
             versions={slot: self._held[slot].version if slot in self._held else "" for slot in Slot},
             replicas={
                 slot: (
@@ -190,6 +192,10 @@ class FakeEndpoint:
         frame = frame.astype({name: "object" if kind == "str" else kind for name, kind in kinds.items()})
         return Observations(frame, str(end), dict.fromkeys(Slot, 0))
 
+    def periods(self, since: float, until: float, *, edges_ms: tuple[float, ...]) -> list[Period]:
+        """Never: each request is known."""
+        raise Refused(f"{self.name}: each request is known. Next: read observations")
+
     def exchanges(self, cursor: str | None, *, limit: int) -> tuple[list[Exchange], str]:
         """What the default slot answered."""
         self._begin("exchanges")
@@ -202,6 +208,10 @@ class FakeEndpoint:
         self._begin("retire")
         check_retire(self._route, slot, self._clock())
         self._held.pop(slot, None)
+
+    def _effective(self, route: Route) -> Route:
+        """The route as a request meets it now."""
+        return effective(route, self._clock())
 
     def _begin(self, verb: str) -> None:
         self.calls.append(verb)
@@ -224,6 +234,74 @@ class FakeEndpoint:
                     f"{self.name}: asked for version {version} in {slot}, which holds {found}. "
                     "Next: deploy it there first"
                 )
+
+
+class FakeMetered(FakeEndpoint):
+    """One like the managed platforms: no lease, whole percents, counts by the minute, each a while late.
+
+    Users are not sticky: every request draws its own bucket.
+    """
+
+    capabilities = Capabilities(
+        share_step_bp=100,
+        has_lease=False,
+        sticky_users=False,
+        per_request_observations=False,
+        capture_delay_s=0.0,
+        observation_period_s=60.0,
+        observation_delay_s=120.0,
+    )
+
+    def send(
+        self, body: bytes, *, user: str = "", tenant: str = "tenant", path: str = "/invocations"
+    ) -> Reply:
+        """One live request; whose it is makes no difference."""
+        return super().send(body, user="", tenant=tenant, path=path)
+
+    def apply(self, route: Route) -> None:
+        """Follow the route. The share is a whole percent."""
+        if route.share_bp % self.capabilities.share_step_bp:
+            raise Refused(f"{self.name}: a share is a whole percent here, not {route.share_bp} bp")
+        super().apply(route)
+
+    def observations(
+        self, cursor: str | None, *, settle_s: float = 0.0, limit: int | None = None
+    ) -> Observations:
+        """Never: there are only counts."""
+        raise Refused(f"{self.name}: requests are only counted. Next: read periods")
+
+    def periods(self, since: float, until: float, *, edges_ms: tuple[float, ...]) -> list[Period]:
+        """Counts of whole minutes that are old enough to be complete."""
+        self._begin("periods")
+        length = self.capabilities.observation_period_s
+        until = min(until, self._clock() - self.capabilities.observation_delay_s)
+        found: dict[tuple[float, str, str], list[dict[str, object]]] = {}
+        for row in self._rows:
+            start = float(str(row["time"])) // length * length
+            if since <= start and start + length <= until:
+                found.setdefault((start, str(row["slot"]), str(row["version"])), []).append(row)
+        return [
+            _period(Slot(slot), version, start, start + length, rows, edges_ms)
+            for (start, slot, version), rows in sorted(found.items())
+        ]
+
+    def _effective(self, route: Route) -> Route:
+        return route
+
+
+def _period(
+    slot: Slot,
+    version: str,
+    start: float,
+    end: float,
+    rows: list[dict[str, object]],
+    edges_ms: tuple[float, ...],
+) -> Period:
+    counts = [0] * (len(edges_ms) + 1)
+    for row in rows:
+        counts[bisect.bisect_left(edges_ms, float(str(row["service_ms"])))] += 1
+    failed = sum(bool(row["failed"]) for row in rows)
+    return Period(slot, version, start, end, len(rows), failed, edges_ms, tuple(counts))
 
 
 def _position(cursor: str) -> int:

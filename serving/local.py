@@ -23,6 +23,7 @@ from serving.endpoint import (
     EndpointState,
     Exchange,
     Observations,
+    Period,
     Replica,
     Reply,
     Route,
@@ -155,6 +156,10 @@ class LocalEndpoint:
                 if session.backend == self._backend(slot) and session.age_s >= settle_s:
                     in_flight[slot] += 1
         return Observations(part.frame, part.cursor, dict(in_flight))
+
+    def periods(self, since: float, until: float, *, edges_ms: tuple[float, ...]) -> list[Period]:
+        """Never: the access log has every request."""
+        raise Refused(f"{self.name}: the gateway logs each request. Next: read observations")
 
     def exchanges(self, cursor: str | None, *, limit: int) -> tuple[list[Exchange], str]:
         """Exact exchanges of the default slot. A cursor stays with the slot that it began with."""

@@ -14,6 +14,7 @@ from configs.settings import Settings
 from serving.journal import Journal
 from serving.records import EndpointRow
 from tasks.messenger import Messenger
+from tasks.platforms import open_endpoint
 from tasks.registry import Registry
 from tasks.runs import Runs
 
@@ -85,10 +86,7 @@ class Bench:
         """The platform's endpoint: `platform:` of the policy decides which."""
         if self._endpoint is not None:
             return self._endpoint
-        from serving.local import LocalEndpoint
-        from serving.supervision import Supervisor
-
-        return LocalEndpoint(self.name, self.policy, self.settings, Supervisor(self.settings))
+        return open_endpoint(self.policy, self.settings, clock=self.clock, sleep=self.sleep)
 
     def row(self) -> EndpointRow:
         """The endpoint as the journal has it now, made empty where there is none."""

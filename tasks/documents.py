@@ -166,6 +166,8 @@ def _latency_figure(release: Release) -> Figure | None:
     import numpy as np
     from matplotlib.figure import Figure
 
+    if not release.bench.endpoint.capabilities.per_request_observations:
+        return None  # there are only counts; the looks have them
     looks = release.bench.journal.looks(release.row.id, Stage.CANARY.value)
     frame = release.bench.endpoint.observations(looks[0].cursor_to).frame
     figure = Figure(figsize=(9, 3.2), layout="constrained")

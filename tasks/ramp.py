@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from evals.canary import CanaryJudge, Look
 from evals.looks import LatencyThresholds, StoredLook
+from evals.periods import past_thresholds
 from evals.ramp import next_step
-from evals.units import UnitTracker
 from evals.verdict import Outcome, Verdict
-from serving.endpoint import Endpoint, Slot
+from serving.endpoint import Slot
 from serving.errors import LeaseExpired, TransientError
 from serving.records import EndpointRow, LookRow, Stage
 from tasks import news
+from tasks.ramp_evidence import RampEvidence, evidence_of, past_periods, period_start
 from tasks.release import Release
 from tasks.transitions import check_alive, grant, withdraw
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _LOG = logging.getLogger("interlock.ramp")
 _STAGE = Stage.CANARY.value
@@ -33,7 +30,6 @@ BASELINE_REQUESTS_MIN = 200
 _BASELINE_FRESH = 500
 _BASELINE_FRESH_S = 5.0
 _PATIENCE_LEASES = 4
-_PART_ROWS = 50_000
 
 
 @dataclass(slots=True)
@@ -43,39 +39,17 @@ class _Ramp:
     row: EndpointRow
     slot: Slot
     judge: CanaryJudge
-    tracker: UnitTracker
+    evidence: RampEvidence
     cursor: str
     number: int
     step: int
     step_since: float
-    first_generation: int
     requests_at_step: int = 0
+    seen_until: float = 0.0
     asked: bool = False
     trouble_since: float | None = None
     rejected: Verdict | None = None
     is_stale: bool = False
-
-
-class _Past:
-    """Requests of looks already taken, read once more a part at a time: a canary may last for days."""
-
-    def __init__(self, endpoint: Endpoint, cursor: str) -> None:
-        self._endpoint = endpoint
-        seen = endpoint.observations(cursor, limit=_PART_ROWS)
-        self._cursor, self._part = seen.cursor, seen.frame
-
-    def take(self, count: int) -> pd.DataFrame:
-        """The next `count` requests in the log's order; fewer where the log is gone."""
-        import pandas as pd
-
-        while len(self._part) < count:
-            seen = self._endpoint.observations(self._cursor, limit=_PART_ROWS)
-            if seen.cursor == self._cursor:
-                break
-            self._cursor = seen.cursor
-            self._part = pd.concat([self._part, seen.frame]) if len(self._part) else seen.frame
-        taken, self._part = self._part.iloc[:count], self._part.iloc[count:]
-        return taken
 
 
 def run_canary(release: Release, row: EndpointRow) -> Verdict:
@@ -107,7 +81,7 @@ def run_canary(release: Release, row: EndpointRow) -> Verdict:
                 return look.verdict
             if look.advance.outcome is Outcome.PASS and not is_paused:
                 _advance(release, ramp, look)
-            ramp.row = grant(release.bench, ramp.row, canary.steps[ramp.step])
+            _grant(release, ramp)
             _ask_human_when_stalled(release, ramp, look)
             ramp.trouble_since = None
         except LeaseExpired as error:
@@ -119,20 +93,21 @@ def run_canary(release: Release, row: EndpointRow) -> Verdict:
 
 def _look(release: Release, ramp: _Ramp) -> Look:
     bench, now = release.bench, release.bench.clock()
-    seen = bench.endpoint.observations(ramp.cursor, settle_s=bench.policy.canary.settle_s)
-    frame = _ours(seen.frame, ramp)
-    statistics = ramp.tracker.observe(frame, now=now)
+    seen = ramp.evidence.look(ramp.cursor, now)
+    statistics = seen.statistics
+    ramp.seen_until = seen.watermark
+    at_step_s = max(0.0, seen.watermark - ramp.step_since)
     stored = StoredLook(
         statistics,
         step=ramp.step,
-        seconds_at_step=now - ramp.step_since,
-        stuck_candidate=seen.in_flight.get(ramp.slot, 0),
-        stuck_champion=seen.in_flight.get(ramp.slot.sibling, 0),
+        seconds_at_step=at_step_s,
+        stuck_candidate=seen.stuck_candidate,
+        stuck_champion=seen.stuck_champion,
     )
     look = judge_look(ramp.judge, stored)
     ramp.number += 1
     ramp.requests_at_step += statistics.requests_candidate + statistics.requests_champion
-    stats = {"rows": len(seen.frame), "generation": ramp.row.generation, **stored.as_dict()}
+    stats = {**seen.extra, "generation": ramp.row.generation, **stored.as_dict()}
     bench.journal.add_look(LookRow(release.row.id, _STAGE, ramp.number, now, ramp.cursor, seen.cursor, stats))
     ramp.cursor = seen.cursor
     share = bench.policy.canary.steps[ramp.step]
@@ -143,7 +118,7 @@ def _look(release: Release, ramp: _Ramp) -> Look:
             "steps": len(bench.policy.canary.steps),
             "share_percent": share,
             "look": ramp.number,
-            "seconds_at_step": round(now - ramp.step_since, 1),
+            "seconds_at_step": round(at_step_s, 1),
             "outcome": look.verdict.outcome.value,
             "reason": look.verdict.reason,
             "advance": look.advance.reason,
@@ -168,8 +143,7 @@ def judge_look(judge: CanaryJudge, stored: StoredLook) -> Look:
 def _restore(release: Release, row: EndpointRow) -> _Ramp:
     """The ramp as it was after the last stored look; a fresh one where there is none.
 
-    Users already counted must not count again, so the tracker reads the stored looks' requests
-    once more; the judge takes the stored counts, which also outlive the access log.
+    The judge takes the stored counts, which also outlive the access log.
     """
     bench = release.bench
     looks = bench.journal.looks(release.row.id, _STAGE)
@@ -182,16 +156,14 @@ def _restore(release: Release, row: EndpointRow) -> _Ramp:
         row=row,
         slot=slot,
         judge=CanaryJudge(bench.policy.canary, thresholds),
-        tracker=UnitTracker(bench.policy.canary, bench.policy.assign_by, thresholds),
+        evidence=evidence_of(bench, slot, int(head.stats["generation"]), thresholds),
         cursor=looks[-1].cursor_to,
         number=looks[-1].number,
         step=int(rest[-1].stats["step"]) if rest else 0,
         step_since=bench.clock(),
-        first_generation=int(head.stats["generation"]),
     )
-    past = _Past(bench.endpoint, head.cursor_to)
+    ramp.evidence.replay(head.cursor_to, rest)
     for look in rest:
-        ramp.tracker.observe(_ours(past.take(int(look.stats["rows"])), ramp), now=look.time)
         seen = judge_look(ramp.judge, StoredLook.from_dict(look.stats))
         if seen.verdict.failed:
             ramp.rejected = seen.verdict
@@ -201,33 +173,11 @@ def _restore(release: Release, row: EndpointRow) -> _Ramp:
 
 def _begin(release: Release, row: EndpointRow, slot: Slot) -> _Ramp:
     """Fix the latency thresholds from past champion requests, waiting for enough of them."""
-    import pandas as pd
-
     bench = release.bench
-    seen = bench.endpoint.observations(release.placed_cursor)
-    cursor, champion = seen.cursor, seen.frame[~seen.frame["failed"]]
-    entered_at, fresh = bench.clock(), 0
-    # Fresh requests first: those before ran beside the shadow's replays. But nobody waits long for them,
-    # nor longer than a step bakes.
-    patience_s = min(_BASELINE_FRESH_S, bench.policy.canary.bake_s)
-    while len(champion) < BASELINE_REQUESTS_MIN or (
-        fresh < _BASELINE_FRESH and bench.clock() < entered_at + patience_s
-    ):
-        release.check()
-        release.progress(
-            {
-                "reason": f"HOLD: {len(champion)} of {BASELINE_REQUESTS_MIN} champion requests seen, "
-                "from which the latency thresholds are taken"
-            }
-        )
-        bench.sleep(bench.policy.canary.look_every_s)
-        seen = bench.endpoint.observations(cursor)
-        cursor = seen.cursor
-        new = seen.frame[~seen.frame["failed"]]
-        fresh += len(new)
-        champion = pd.concat([champion, new]) if len(champion) else new
-    champion = champion.tail(max(fresh, BASELINE_REQUESTS_MIN))
-    thresholds = LatencyThresholds.from_past(champion["service_ms"].to_numpy())
+    if bench.endpoint.capabilities.per_request_observations:
+        thresholds, past, cursor = _past_requests(release)
+    else:
+        thresholds, past, cursor = _past_periods(release, slot)
     bench.journal.add_look(
         LookRow(
             release.row.id,
@@ -240,7 +190,7 @@ def _begin(release: Release, row: EndpointRow, slot: Slot) -> _Ramp:
                 "rows": 0,
                 "generation": row.generation,
                 "thresholds": thresholds.as_dict(),
-                "baseline_requests": len(champion),
+                "baseline_requests": past,
             },
         )
     )
@@ -248,19 +198,59 @@ def _begin(release: Release, row: EndpointRow, slot: Slot) -> _Ramp:
         row=row,
         slot=slot,
         judge=CanaryJudge(bench.policy.canary, thresholds),
-        tracker=UnitTracker(bench.policy.canary, bench.policy.assign_by, thresholds),
+        evidence=evidence_of(bench, slot, row.generation, thresholds),
         cursor=cursor,
         number=0,
         step=0,
         step_since=bench.clock(),
-        first_generation=row.generation,
     )
 
 
-def _ours(frame: pd.DataFrame, ramp: _Ramp) -> pd.DataFrame:
-    """The rows of this release's generations, marked with the arm that they were assigned to."""
-    ours = frame[frame["generation"] >= ramp.first_generation]
-    return ours.assign(candidate=ours["slot"] == ramp.slot.value)
+def _past_requests(release: Release) -> tuple[LatencyThresholds, int, str]:
+    """Thresholds from the champion's requests since the candidate was placed, how many, and the cursor."""
+    import pandas as pd
+
+    bench = release.bench
+    seen = bench.endpoint.observations(release.placed_cursor)
+    cursor, champion = seen.cursor, seen.frame[~seen.frame["failed"]]
+    entered_at, fresh = bench.clock(), 0
+    # Fresh requests first: those before ran beside the shadow's replays. But nobody waits long for them,
+    # nor longer than a step bakes.
+    patience_s = min(_BASELINE_FRESH_S, bench.policy.canary.bake_s)
+    while len(champion) < BASELINE_REQUESTS_MIN or (
+        fresh < _BASELINE_FRESH and bench.clock() < entered_at + patience_s
+    ):
+        _await_baseline(release, len(champion))
+        seen = bench.endpoint.observations(cursor)
+        cursor = seen.cursor
+        new = seen.frame[~seen.frame["failed"]]
+        fresh += len(new)
+        champion = pd.concat([champion, new]) if len(champion) else new
+    champion = champion.tail(max(fresh, BASELINE_REQUESTS_MIN))
+    return LatencyThresholds.from_past(champion["service_ms"].to_numpy()), len(champion), cursor
+
+
+def _past_periods(release: Release, slot: Slot) -> tuple[LatencyThresholds, int, str]:
+    """The same from the last hour's counts."""
+    bench = release.bench
+    while True:
+        past = past_periods(bench, slot)
+        requests = sum(period.requests for period in past)
+        if requests >= BASELINE_REQUESTS_MIN:
+            return past_thresholds(past), requests, period_start(bench, bench.clock())
+        _await_baseline(release, requests)
+
+
+def _await_baseline(release: Release, requests: int) -> None:
+    """Let a look's time pass, and say what is waited for."""
+    release.check()
+    release.progress(
+        {
+            "reason": f"HOLD: {requests} of {BASELINE_REQUESTS_MIN} champion requests seen, "
+            "from which the latency thresholds are taken"
+        }
+    )
+    release.bench.sleep(release.bench.policy.canary.look_every_s)
 
 
 def _re_enter(release: Release, ramp: _Ramp, error: LeaseExpired) -> None:
@@ -284,14 +274,26 @@ def _enter_share(release: Release, ramp: _Ramp) -> None:
     bench = release.bench
     release.check()
     check_alive(bench, ramp.slot, release.version)
-    ramp.row = grant(bench, ramp.row, bench.policy.canary.steps[ramp.step])
+    _grant(release, ramp)
     _to_step(ramp, ramp.step, bench.clock())
+
+
+def _grant(release: Release, ramp: _Ramp) -> None:
+    """Give or renew the step's share. A platform may take minutes to follow: the step's time begins then."""
+    bench, share = release.bench, release.bench.policy.canary.steps[ramp.step]
+    asked_at = bench.clock()
+    before_bp = ramp.row.share_bp
+    ramp.row = grant(bench, ramp.row, share)
+    now = bench.clock()
+    ramp.evidence.holds(ramp.row.share_bp, asked_at=asked_at, now=now)
+    if ramp.row.share_bp != before_bp:
+        ramp.step_since = now
 
 
 def _rebuild(release: Release, ramp: _Ramp) -> None:
     """Judge and tracker as the journal has them: what a failed look had counted must not count twice."""
     fresh = _restore(release, ramp.row)
-    ramp.judge, ramp.tracker, ramp.cursor = fresh.judge, fresh.tracker, fresh.cursor
+    ramp.judge, ramp.evidence, ramp.cursor = fresh.judge, fresh.evidence, fresh.cursor
     ramp.number, ramp.rejected, ramp.is_stale = fresh.number, fresh.rejected, False
 
 
@@ -310,7 +312,7 @@ def _bear(release: Release, ramp: _Ramp, error: TransientError) -> None:
 def _advance(release: Release, ramp: _Ramp, look: Look) -> None:
     """Take the largest step whose worst case the policy's error budget allows, or stay and say why."""
     now, canary = release.bench.clock(), release.bench.policy.canary
-    rate = ramp.requests_at_step / max(now - ramp.step_since, canary.look_every_s)
+    rate = ramp.requests_at_step / max(ramp.seen_until - ramp.step_since, canary.look_every_s)
     chosen = next_step(
         canary,
         ramp.step,

@@ -219,6 +219,8 @@ class _Pressure:
 
     def look(self) -> None:
         """Read what finished since the last time."""
+        if not self._endpoint.capabilities.per_request_observations:
+            return  # counts of minutes ago say nothing about now: `shadow.rate_per_s` is the only bound
         seen = self._endpoint.observations(self._cursor)
         self._cursor = seen.cursor
         frame = seen.frame

@@ -48,7 +48,7 @@ def up(settings: Settings, progress: Progress) -> StackUp:
     for secret in Secret:
         read_or_create(settings, secret)
     policies, _ = load_policies(settings.policy_dir.expanduser().resolve())
-    refresh_gateway(settings, policies.values())
+    refresh_gateway(settings, [policy for policy in policies.values() if policy.platform == "local"])
     for name, server in servers.items():
         if name != "worker":
             supervisor.ensure(server.describe())

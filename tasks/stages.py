@@ -141,7 +141,9 @@ def place_candidate(release: Release) -> EndpointRow:
     """The candidate healthy in its slot, at zero share."""
     release.enter(Stage.STAGE)
     row = transitions.place(release.bench, release.row, first=release.first)
-    release.placed_cursor = release.bench.endpoint.observations(None).cursor
+    endpoint = release.bench.endpoint
+    if endpoint.capabilities.per_request_observations:
+        release.placed_cursor = endpoint.observations(None).cursor
     return row
 
 

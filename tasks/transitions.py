@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from serving.endpoint import SHARE_SCALE, Slot
+from evals.ramp import grantable_bp
+from serving.endpoint import Slot
 from serving.errors import Fenced, LeaseExpired, NotHealthy, Refused
 from serving.records import EndpointRow, ReleaseRow, ReleaseState, Stage
 from tasks import news
@@ -77,7 +78,7 @@ def grant(bench: Bench, row: EndpointRow, share_percent: float) -> EndpointRow:
             f"{bench.name}: the lease on {current.share_bp / 100:g}% ran out {now - current.until:.1f} s "
             "ago; the gateway has returned all traffic to the champion"
         )
-    share_bp = round(share_percent / 100 * SHARE_SCALE)
+    share_bp = grantable_bp(share_percent, bench.endpoint.capabilities.share_step_bp)
     row = bench.journal.change(
         bench.name,
         generation=row.generation,

@@ -17,6 +17,7 @@ from serving.errors import ServingError
 from serving.records import EndpointRow
 from tasks.bench import Bench
 from tasks.previous import WATCH
+from tasks.ramp_evidence import period_start
 
 _LOG = logging.getLogger("interlock.watch")
 _SPOOL_AGE_S = 15.0
@@ -93,7 +94,10 @@ def remember(bench: Bench, row: EndpointRow) -> Memory | None:
 
 def begin(bench: Bench, row: EndpointRow) -> None:
     """The first look of all only says from where to read."""
-    cursor = bench.endpoint.observations(None).cursor
+    if bench.endpoint.capabilities.per_request_observations:
+        cursor = bench.endpoint.observations(None).cursor
+    else:
+        cursor = period_start(bench, bench.clock())
     memory = Memory(0, row.champion, cursor, WatchJudge(bench.policy))
     move_spool(bench, memory, bench.clock())
     store(bench, memory)

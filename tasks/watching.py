@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from evals.burn import add_minutes, burns
 from evals.control import ControlVerdict, Decision, Previous, PreviousState, Step, decide
+from evals.periods import GRID_MS, watch_counts
 from evals.verdict import Outcome
 from evals.watch import Harm, WatchCounts, count_requests
 from serving.errors import Fenced, Refused, ServingError, TransientError
@@ -25,6 +26,7 @@ from tasks.alerts import alert
 from tasks.bench import Bench
 from tasks.controlling import ask_control, find_previous, keep_warm
 from tasks.previous import WATCH
+from tasks.ramp_evidence import arm_period, watermark
 from tasks.rolling_back import RollbackReport
 from tasks.watch_memory import Memory, begin, move_spool, remember, store
 
@@ -135,13 +137,31 @@ def _look(bench: Bench) -> WatchReport:
 
 def _read(bench: Bench, row: EndpointRow, memory: Memory) -> WatchCounts:
     budgets = [level.budget_ms for level in memory.judge.levels if level.budget_ms is not None]
+    if not bench.endpoint.capabilities.per_request_observations:
+        return _bucketed(bench, memory, _read_periods(bench, row, memory, budgets))
     seen = bench.endpoint.observations(
         memory.cursor, settle_s=max(budgets, default=0.0) / 1000, limit=_ROWS_MAX
     )
     stuck = seen.in_flight.get(row.default, 0) if budgets else 0
     counts = count_requests(seen.frame, memory.judge.levels, version=row.champion, stuck=stuck)
-    keep_s = max((rule.long_s for rule in bench.policy.watch.burn), default=0.0)
     memory.cursor = seen.cursor
+    return _bucketed(bench, memory, counts)
+
+
+def _read_periods(bench: Bench, row: EndpointRow, memory: Memory, budgets: Sequence[float]) -> WatchCounts:
+    """The periods that became complete since the last look."""
+    since, until = float(memory.cursor), watermark(bench, bench.clock())
+    if until <= since:
+        return WatchCounts()
+    found = bench.endpoint.periods(since, until, edges_ms=tuple(sorted(set(budgets))) or GRID_MS)
+    memory.cursor = str(until)
+    ours = [arm_period(one, 0.0, candidate=False) for one in found if one.version == row.champion]
+    return watch_counts(ours, memory.judge.levels)
+
+
+def _bucketed(bench: Bench, memory: Memory, counts: WatchCounts) -> WatchCounts:
+    """The counts, once their minutes stand in the memory of the burn rates."""
+    keep_s = max((rule.long_s for rule in bench.policy.watch.burn), default=0.0)
     memory.buckets = add_minutes(memory.buckets, counts.minutes, now=bench.clock(), keep_s=keep_s)
     return counts
 

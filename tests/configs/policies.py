@@ -32,3 +32,22 @@ def valid_content() -> dict[str, Any]:
         "evaluation": {"data": "d.parquet", "label": "y", "task": "regression", "metrics": [{"name": "mae"}]},
         "shadow": {"score_tolerance": 0.1},
     }
+
+
+def sagemaker_content(**more: Any) -> dict[str, Any]:
+    """The least that a section `sagemaker:` must say."""
+    return {
+        "region": "eu-central-1",
+        "role_arn": "arn:aws:iam::123456789012:role/interlock-serving",
+        "image": "123456789012.dkr.ecr.eu-central-1.amazonaws.com/interlock:1",
+        "artifacts": "s3://models/interlock",
+        "instance_types": ["ml.m5.large"],
+        **more,
+    }
+
+
+def whole_sagemaker() -> dict[str, Any]:
+    """One with every part."""
+    return sagemaker_content(
+        capture={"uri": "s3://models/captures"}, autoscale={"max_instances": 3, "value": 4}, vllm={}
+    )

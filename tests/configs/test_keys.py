@@ -6,7 +6,7 @@ import pytest
 
 from configs.keys import key_path, nearest_key, policy_keys
 from configs.policy import Policy
-from tests.configs.policies import valid_content
+from tests.configs.policies import valid_content, whole_sagemaker
 
 
 def test_every_key_is_documented() -> None:
@@ -17,7 +17,7 @@ def test_every_key_is_documented() -> None:
 def test_keys_are_those_of_a_whole_policy() -> None:
     """What a fully written policy has as leaves is what the table lists."""
     content = valid_content()
-    content |= {"replicas": {"batch": {"max_rows": 3}}, "drift": {}}
+    content |= {"replicas": {"batch": {"max_rows": 3}}, "drift": {}, "sagemaker": whole_sagemaker()}
     content["evaluation"]["slices"] = [{"column": "c", "metric": "mae", "margin": 0.1}]
 
     def leaves(value: object, path: str = "") -> set[str]:

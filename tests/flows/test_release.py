@@ -14,7 +14,7 @@ from prefect.testing.utilities import prefect_test_harness
 from flows import release as flow_module
 from flows.release import release_model
 from serving.records import ReleaseState
-from tasks import ramp, stages, transitions
+from tasks import ramp, ramp_evidence, stages, transitions
 from tasks.bench import Bench
 from tests.flows.world import Version, World, failing
 from tests.tasks.doubles import Killed
@@ -253,7 +253,7 @@ def test_killed_in_the_middle_of_the_canary_it_goes_on_with_the_evidence_that_it
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.add("2", Version())
-    monkeypatch.setattr(ramp, "_PART_ROWS", 7)  # what is read again comes in many parts
+    monkeypatch.setattr(ramp_evidence, "_PART_ROWS", 7)  # what is read again comes in many parts
     looks = [0]
     original = ramp._look
 

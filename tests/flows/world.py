@@ -114,12 +114,14 @@ class MemoryRuns:
 class World:
     """Everything that outlives a flow run."""
 
-    def __init__(self, folder: Path, *, requests_per_s: int = 60) -> None:
+    def __init__(
+        self, folder: Path, *, requests_per_s: int = 60, platform: type[FakeEndpoint] = FakeEndpoint
+    ) -> None:
         self.clock = HandClock()
         self.settings = Settings(state_dir=folder / "state")
         self.registry = MemoryRegistry()
         self.messenger = MemoryMessenger()
-        self.endpoint = FakeEndpoint("flights", clock=self.clock)
+        self.endpoint = platform("flights", clock=self.clock)
         self.journal = Journal(self.settings.journal)
         self.policy = policy(folder)
         self.versions: dict[str, Version] = {}
