@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from configs import sagemaker
 from configs.drift import Drift
+from configs.labels import Labels
 from configs.notify import Notify
 from configs.sagemaker import SageMaker
 from configs.section import LatencyBudget, Name, Probability, Section
@@ -253,6 +254,7 @@ class Policy(Section):
     canary: Canary = Field(default_factory=Canary, description="The ramp.")
     notify: Notify = Field(default_factory=Notify, description="Whom alerts reach, and how often.")
     drift: Drift | None = Field(default=None, description="Drift checks after the release; none without it.")
+    labels: Labels | None = Field(default=None, description="The truth that arrives later; none without it.")
     keep_previous_s: float = Field(
         default=3600, ge=0, description="The old champion stays warm this long after promotion."
     )

@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from configs.watch import Control
-from evals.sequential import Paired, combine
-from evals.watch import ERRORS, Harm, Level
+from evals.sequential import LEVELS, Paired, combine
+from evals.watch import ERRORS, QUALITY, Harm, Level
 from evals.wording import capped_e, e_text
 
 
@@ -70,7 +70,7 @@ class Cells:
 
 
 def count_answers(answers: Sequence[Answered], levels: Sequence[Level]) -> dict[str, Cells]:
-    """The pairs by level; levels that a replay cannot show (quality) are left out."""
+    """The pairs by level; quality is left out, which only labelled requests show."""
     found: dict[str, Cells] = {}
     for level in levels:
         if level.name != ERRORS and level.budget_ms is None:
@@ -264,5 +264,7 @@ def _log_over(level: Level, cells: Cells) -> float:
     """Log e-value of 'the previous version is over the level, too'."""
     process = level.process()
     bad = cells.previous_only + cells.both
-    process.update((cells.pairs - bad, bad))
+    good = cells.pairs - bad
+    # scores come as good or bad here (`evals.quality.is_bad`): the two ends of the scale
+    process.update((good, *(0,) * (len(LEVELS) - 2), bad) if level.name == QUALITY else (good, bad))
     return float(process.log_e)

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from flows import cli_drift, cli_keys, cli_policy, cli_release, cli_stack, cli_watch
+from flows import cli_drift, cli_keys, cli_labels, cli_policy, cli_release, cli_stack, cli_watch
 
 _EPILOG = (
     "Exit statuses: 0 done, 1 failed, 2 wrong usage, 3 version rejected, 4 held, interrupted or aborted, "
@@ -37,6 +37,7 @@ for _command in (cli_release.release, cli_release.pause, cli_release.resume, cli
 for _command in (cli_watch.rollback, cli_release.history, cli_watch.watch):
     app.command()(_command)
 app.command()(cli_drift.drift)
+app.command()(cli_labels.labels)
 app.command()(cli_policy.validate)
 app.command("policy-keys")(cli_policy.show_policy_keys)
 app.add_typer(cli_keys.app, name="keys")

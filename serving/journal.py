@@ -10,17 +10,17 @@ SQLite by default, any SQLAlchemy URL otherwise.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event, exc
+from sqlalchemy import exc
 
+from serving.database import lock_for_writing, open_engine, translated
 from serving.endpoint import Slot
-from serving.errors import Fenced, PlatformUnavailable, Refused
+from serving.errors import Fenced, Refused
 from serving.journal_schema import AUDIT, ENDPOINTS, LOOKS, METADATA, RELEASES, STATES
 from serving.records import AuditRow, EndpointRow, LookRow, ReleaseRow, ReleaseState, Stage, StateRow
 
@@ -34,13 +34,7 @@ class Journal:
 
     def __init__(self, url: str) -> None:
         self._url = sa.make_url(url)
-        if self._url.get_backend_name() == "sqlite" and self._url.database:
-            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
-        self._engine = sa.create_engine(self._url, pool_pre_ping=True)
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _prepare_sqlite)
-        with self._translated():
-            METADATA.create_all(self._engine)
+        self._engine = open_engine(self._url, METADATA)
 
     def close(self) -> None:
         """Release the database connections."""
@@ -134,7 +128,7 @@ class Journal:
         Raises `Refused` while another one of the endpoint is not final.
         """
         with self._translated(), self._engine.begin() as connection:
-            _lock_for_writing(connection)
+            lock_for_writing(connection, "releases")
             earlier = (
                 connection.execute(sa.select(RELEASES).where(RELEASES.c.endpoint == endpoint))
                 .mappings()
@@ -319,7 +313,7 @@ class Journal:
         )
         plain = json.loads(json.dumps(details, default=str))
         with self._translated(), self._engine.begin() as connection:
-            _lock_for_writing(connection)
+            lock_for_writing(connection, "releases")
             if connection.execute(query.limit(1)).first() is not None:
                 return False
             connection.execute(
@@ -378,32 +372,8 @@ class Journal:
         with self._translated(), self._engine.begin() as connection:
             return connection.execute(statement).rowcount
 
-    @contextmanager
-    def _translated(self) -> Generator[None]:
-        try:
-            yield
-        except (exc.OperationalError, exc.TimeoutError) as error:
-            raise PlatformUnavailable(
-                f"the journal {self._url.render_as_string()} does not answer: {error.__class__.__name__}: "
-                f"{str(error.__cause__ or error)[:200]}. Next: check its disk or server, then repeat"
-            ) from error
-
-
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    """Write-ahead log (readers never block the writer), durable commits, patience with writers."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute("PRAGMA busy_timeout=5000")
-    cursor.close()
-
-
-def _lock_for_writing(connection: sa.Connection) -> None:
-    """Serialise a check and the insert that depends on it across processes."""
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-    else:
-        connection.exec_driver_sql("LOCK TABLE releases IN EXCLUSIVE MODE")
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(self._url)
 
 
 def _endpoint_row(row: Mapping[str, Any]) -> EndpointRow:

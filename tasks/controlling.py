@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from evals.control import (
     Answered,
     Cells,
@@ -11,11 +13,12 @@ from evals.control import (
     count_answers,
     judge_control,
 )
-from evals.watch import Harm
+from evals.watch import QUALITY, Harm
 from serving.errors import NotHealthy, Refused, ServingError, TransientError
 from serving.records import EndpointRow
 from serving.replay import EndpointAsker, Replayer, Side
 from tasks.bench import Bench
+from tasks.labelled_control import compare_labelled
 from tasks.previous import (
     ClientBreaking,
     check_compatible,
@@ -72,13 +75,19 @@ def ask_control(
     the harm began has alpha/(k(k + 1)): however often one asks, all together stay within alpha.
     """
     policy = bench.policy.watch.control
+    alpha = bench.policy.watch.alpha / ((memory.asks + 1) * (memory.asks + 2))
+    if any(harm.level.name == QUALITY for harm in harms):
+        problem = _ask_about_quality(bench, row, memory)
+        if all(harm.level.name == QUALITY for harm in harms):
+            told = judge_control(policy, alpha, harms, memory.cells, memory.judge.levels)
+            # its pairs are all that there are: more replays would show nothing
+            return (None, problem) if problem else (replace(told, is_final=True), "")
     if not memory.spool:
         return None, "no captured requests (capture.spool)"
     try:
         recent, memory.spool = bench.endpoint.exchanges(memory.spool, limit=_RECENT_MAX)
     except ServingError as error:
         return None, str(error)
-    alpha = bench.policy.watch.alpha / ((memory.asks + 1) * (memory.asks + 2))
     done = max((cells.pairs for cells in memory.cells.values()), default=0)
     recent = recent[-max(policy.pairs - done, 0) :]
     sides = {Side.CANDIDATE: row.default, Side.CHAMPION: row.default.sibling}
@@ -105,3 +114,13 @@ def ask_control(
             if told.is_final:
                 break
     return told, ""
+
+
+def _ask_about_quality(bench: Bench, row: EndpointRow, memory: Memory) -> str:
+    """Compare labelled answers, once a question. Returns what stood in the way, "" for nothing."""
+    if QUALITY in memory.cells:
+        return ""
+    cells, problem = compare_labelled(bench, row, limit=bench.policy.watch.control.pairs)
+    if cells.pairs:
+        memory.cells[QUALITY] = cells
+    return "" if cells.pairs else problem

@@ -120,7 +120,7 @@ def look_at_window(bench: Bench, ends_at: float) -> DriftWindow:
         ends_at=ends_at,
         version=row.champion,
         reference=reference.name,
-        harm=known_harm(bench, row),
+        harm=known_harm(bench, row, since=since, until=ends_at),
         recent=_is_recent(bench, row),
         features_changed=_features_changed(bench, policy, row, release),
     )

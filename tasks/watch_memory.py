@@ -16,6 +16,7 @@ from evals.watch import WatchJudge
 from serving.errors import ServingError
 from serving.records import EndpointRow
 from tasks.bench import Bench
+from tasks.labels import newest_label
 from tasks.previous import WATCH
 from tasks.ramp_evidence import period_start
 
@@ -30,8 +31,8 @@ class Memory:
     `spool` is a cursor some seconds in the past, from which recent requests are taken; `newer`
     replaces it when it has become old enough itself. `cells` are the pairs of the question that is
     being asked of the control, `asks` how many were asked since the harm began, `asked_at` when the
-    last one was answered. `harm_at` is when harm was last seen,
-    on this version or the one before.
+    last one was answered. `harm_at` is when harm was last seen, on this version or the one before.
+    `labels` is the number of the newest label that was counted.
     """
 
     number: int
@@ -46,6 +47,7 @@ class Memory:
     asks: int = 0
     cells: dict[str, Cells] = field(default_factory=dict)
     harm_at: float = 0.0
+    labels: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the journal."""
@@ -61,6 +63,7 @@ class Memory:
             "asks": self.asks,
             "cells": {name: cells.as_dict() for name, cells in self.cells.items()},
             "harm_at": self.harm_at,
+            "labels": self.labels,
         }
 
 
@@ -74,7 +77,13 @@ def remember(bench: Bench, row: EndpointRow) -> Memory | None:
     if value["version"] != row.champion:
         judge = WatchJudge(bench.policy)
         return Memory(
-            kept.number, row.champion, value["cursor"], judge, buckets, harm_at=float(value["harm_at"])
+            kept.number,
+            row.champion,
+            value["cursor"],
+            judge,
+            buckets,
+            harm_at=float(value["harm_at"]),
+            labels=int(value.get("labels", 0)),
         )
     return Memory(
         kept.number,
@@ -89,6 +98,7 @@ def remember(bench: Bench, row: EndpointRow) -> Memory | None:
         int(value["asks"]),
         {name: Cells(**cells) for name, cells in value["cells"].items()},
         float(value["harm_at"]),
+        int(value.get("labels", 0)),
     )
 
 
@@ -98,7 +108,7 @@ def begin(bench: Bench, row: EndpointRow) -> None:
         cursor = bench.endpoint.observations(None).cursor
     else:
         cursor = period_start(bench, bench.clock())
-    memory = Memory(0, row.champion, cursor, WatchJudge(bench.policy))
+    memory = Memory(0, row.champion, cursor, WatchJudge(bench.policy), labels=newest_label(bench))
     move_spool(bench, memory, bench.clock())
     store(bench, memory)
 

@@ -12,19 +12,21 @@ Imports neither Prefect nor MLflow.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from evals.burn import add_minutes, burns
 from evals.control import ControlVerdict, Decision, Previous, PreviousState, Step, decide
 from evals.periods import GRID_MS, watch_counts
+from evals.quality import by_badness
 from evals.verdict import Outcome
-from evals.watch import Harm, WatchCounts, count_requests
+from evals.watch import QUALITY, Harm, WatchCounts, count_requests
 from serving.errors import Fenced, Refused, ServingError, TransientError
 from serving.records import EndpointRow, ReleaseState, Stage
 from tasks import rolling_back
 from tasks.alerts import alert
 from tasks.bench import Bench
 from tasks.controlling import ask_control, find_previous, keep_warm
+from tasks.labels import new_scores
 from tasks.previous import WATCH
 from tasks.ramp_evidence import arm_period, watermark
 from tasks.rolling_back import RollbackReport
@@ -160,7 +162,10 @@ def _read_periods(bench: Bench, row: EndpointRow, memory: Memory, budgets: Seque
 
 
 def _bucketed(bench: Bench, memory: Memory, counts: WatchCounts) -> WatchCounts:
-    """The counts, once their minutes stand in the memory of the burn rates."""
+    """The counts with the labels that came since; the minutes go into the memory of the burn rates."""
+    if any(level.name == QUALITY for level in memory.judge.levels):
+        scores, memory.labels = new_scores(bench, memory.version, memory.labels)
+        counts = replace(counts, quality=by_badness(scores))
     keep_s = max((rule.long_s for rule in bench.policy.watch.burn), default=0.0)
     memory.buckets = add_minutes(memory.buckets, counts.minutes, now=bench.clock(), keep_s=keep_s)
     return counts

@@ -133,6 +133,26 @@ def stream_captures(
             yield from rows
 
 
+def find_captures(
+    folder: Path, request_ids: Sequence[str], *, columns: Sequence[str], since: float | None = None
+) -> Generator[tuple[Any, ...]]:
+    """The captured requests of these ids, in no order; ids that were never captured just do not come.
+
+    Scans the ids of everything since `since`, and reads the other columns of what it finds only.
+    """
+    with _locked(folder, fcntl.LOCK_SH), _connected() as database:
+        database.execute("CREATE TEMP TABLE wanted AS SELECT unnest(?::VARCHAR[]) AS id", [list(request_ids)])
+        conditions, values = _conditions(since, None, None, None, with_replays=False)
+        listed = ", ".join(f'"{name}"' for name in columns)
+        result = database.execute(
+            f"SELECT {listed} FROM ({_table(folder, since=since, until=None)}) "  # noqa: S608
+            f"WHERE {conditions} AND request_id IN (SELECT id FROM wanted)",
+            values,
+        )
+        while rows := result.fetchmany(_ROWS_AT_ONCE):
+            yield from rows
+
+
 def count_captures(
     folder: Path, *, since: float | None = None, until: float | None = None, with_replays: bool = False
 ) -> pd.DataFrame:

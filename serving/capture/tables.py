@@ -94,17 +94,23 @@ def rows_of(body: str, content_type: str) -> list[Row] | None:
 
 def with_predictions(rows: list[Row], body: str) -> list[Row]:
     """The rows with their answers, where the response has one for each; unchanged otherwise."""
+    answers = answers_of(body)
+    if answers is None or len(answers) != len(rows):
+        return rows
+    return [row | answer for row, answer in zip(rows, answers, strict=True)]
+
+
+def answers_of(body: str) -> list[Row] | None:
+    """The answers of a response, one a row, named as columns; None where it has none."""
     try:
         answers: Any = json.loads(body)["predictions"]
         if isinstance(answers, dict):
             answers = _rows(answers)
-        if not isinstance(answers, list) or len(cast("list[Any]", answers)) != len(rows):
-            return rows
+        if not isinstance(answers, list):
+            return None
     except (ValueError, TypeError, KeyError, RecursionError):
-        return rows
-    return [
-        row | _named(PREDICTION, answer) for row, answer in zip(rows, cast("list[Any]", answers), strict=True)
-    ]
+        return None
+    return [_named(PREDICTION, answer) for answer in cast("list[Any]", answers)]
 
 
 def _rows(data: Any) -> list[Row] | None:

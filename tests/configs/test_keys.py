@@ -17,7 +17,12 @@ def test_every_key_is_documented() -> None:
 def test_keys_are_those_of_a_whole_policy() -> None:
     """What a fully written policy has as leaves is what the table lists."""
     content = valid_content()
-    content |= {"replicas": {"batch": {"max_rows": 3}}, "drift": {}, "sagemaker": whole_sagemaker()}
+    content |= {
+        "replicas": {"batch": {"max_rows": 3}},
+        "drift": {},
+        "labels": {},
+        "sagemaker": whole_sagemaker(),
+    }
     content["evaluation"]["slices"] = [{"column": "c", "metric": "mae", "margin": 0.1}]
 
     def leaves(value: object, path: str = "") -> set[str]:

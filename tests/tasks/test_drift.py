@@ -263,7 +263,7 @@ def test_only_concurrent_evidence_rolls_back(
         asked.append(how)
         raise Refused("no previous version is known")
 
-    monkeypatch.setattr(drift, "known_harm", lambda _bench, _row: harm)
+    monkeypatch.setattr(drift, "known_harm", lambda _bench, _row, **_window: harm)
     monkeypatch.setattr(drift_actions.rolling_back, "roll_back", roll_back)
     report = live(station)
     assert report.window.verdict.decision.row == row

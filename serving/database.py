@@ -1,0 +1,54 @@
+"""The journal's database as its tables share it: one way to open it, one way to say that it is away."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+
+from serving.errors import PlatformUnavailable
+
+
+def open_engine(url: sa.URL, tables: sa.MetaData) -> sa.Engine:
+    """An engine whose tables exist. Raises `PlatformUnavailable`."""
+    if url.get_backend_name() == "sqlite" and url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url, pool_pre_ping=True)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+    with translated(url):
+        tables.create_all(engine)
+    return engine
+
+
+@contextmanager
+def translated(url: sa.URL) -> Generator[None]:
+    """Turn the database's absence into `PlatformUnavailable`."""
+    try:
+        yield
+    except (exc.OperationalError, exc.TimeoutError) as error:
+        raise PlatformUnavailable(
+            f"the journal {url.render_as_string()} does not answer: {error.__class__.__name__}: "
+            f"{str(error.__cause__ or error)[:200]}. Next: check its disk or server, then repeat"
+        ) from error
+
+
+def lock_for_writing(connection: sa.Connection, table: str) -> None:
+    """Serialise a check and the insert that depends on it across processes."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.exec_driver_sql(f"LOCK TABLE {table} IN EXCLUSIVE MODE")
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    """Write-ahead log (readers never block the writer), durable commits, patience with writers."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA busy_timeout=5000")
+    cursor.close()
