@@ -27,32 +27,66 @@ class PolicyKey:
     is_section: bool
 
 
-def policy_keys(model: type[BaseModel] = Policy, prefix: str = "") -> Iterator[PolicyKey]:
-    """Every key of the policy in the order of the file, a section before its keys."""
+def policy_keys(model: type[BaseModel] = Policy, prefix: str = "", case: str = "") -> Iterator[PolicyKey]:
+    """Every key of the policy in the order of the file, a section before its keys.
+
+    Where a section has several forms (`evaluation` by its `task`) all are listed one after another; the
+    keys of later forms say in their description (`case`) which one they belong to.
+    """
     for name, info in model.model_fields.items():
         path = f"{prefix}{name}"
-        section = section_of(info.annotation)
+        sections = sections_of(info.annotation)
         takes = "a list of sections" if is_list(info.annotation) else "a section"
         yield PolicyKey(
             path,
-            takes if section else _takes(info),
-            _default(info, section is not None),
-            info.description or "",
-            section is not None,
+            takes if sections else _takes(info),
+            _default(info, bool(sections)),
+            f"{case}{info.description or ''}",
+            bool(sections),
         )
-        if section is not None:
-            yield from policy_keys(section, f"{path}[]." if is_list(info.annotation) else f"{path}.")
+        for form, section in enumerate(sections):
+            inner = f"{path}[]." if is_list(info.annotation) else f"{path}."
+            kinds = f"With {info.discriminator} {' or '.join(_tags(section, info))}: " if form else case
+            yield from policy_keys(section, inner, kinds)
 
 
 def section_at(location: Sequence[str | int], model: type[BaseModel] = Policy) -> type[BaseModel] | None:
-    """The section's type at a place such as ("evaluation", "metrics", 0); None where there is none."""
+    """The section's type at a place such as ("evaluation", "classification", "metrics", 0); None without one.
+
+    A place is pydantic's: after a key whose section has several forms stands the tag of the form.
+    """
+    return _walk(location, model)[1]
+
+
+def without_tags(location: Sequence[str | int], model: type[BaseModel] = Policy) -> tuple[str | int, ...]:
+    """A place of pydantic's as it is in the file: without the tags of forms."""
+    return _walk(location, model)[0]
+
+
+def _walk(
+    location: Sequence[str | int], model: type[BaseModel]
+) -> tuple[tuple[str | int, ...], type[BaseModel] | None]:
     current: type[BaseModel] | None = model
+    plain: list[str | int] = []
+    forms: dict[str, type[BaseModel]] = {}
     for part in location:
+        if part in forms:
+            current, forms = forms[str(part)], {}
+            continue
+        plain.append(part)
         if isinstance(part, int):
             continue
         info = current.model_fields.get(part) if current else None
-        current = section_of(info.annotation) if info else None
-    return current
+        sections = sections_of(info.annotation) if info else ()
+        current = sections[0] if sections else None
+        forms = {tag: one for one in sections for tag in _tags(one, info)} if len(sections) > 1 else {}
+    return tuple(plain), current
+
+
+def _tags(section: type[BaseModel], info: FieldInfo | None) -> tuple[str, ...]:
+    """The values of the discriminating key by which a section's form is chosen."""
+    field = section.model_fields.get(str(info.discriminator)) if info else None
+    return tuple(map(str, get_args(field.annotation))) if field else ()
 
 
 def nearest_key(location: Sequence[str | int]) -> str | None:
@@ -61,7 +95,7 @@ def nearest_key(location: Sequence[str | int]) -> str | None:
     section = section_at(location[:-1])
     own = difflib.get_close_matches(unknown, section.model_fields if section else (), n=1, cutoff=0.6)
     if own:
-        return key_path((*location[:-1], own[0]))
+        return key_path((*without_tags(location[:-1]), own[0]))
     by_name: dict[str, str] = {}
     for key in policy_keys():
         by_name.setdefault(key.path.rpartition(".")[2], key.path)
@@ -77,15 +111,11 @@ def key_path(location: Sequence[str | int]) -> str:
     return text
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section's type inside `Section`, `Section | None` or `tuple[Section, ...]`."""
+def sections_of(annotation: Any) -> tuple[type[BaseModel], ...]:
+    """The sections' types inside `Section`, `Section | None`, `One | Other` or `tuple[Section, ...]`."""
     if isinstance(annotation, type) and not get_origin(annotation):
-        return annotation if issubclass(annotation, BaseModel) else None
-    for inner in get_args(annotation):
-        found = section_of(inner)
-        if found is not None:
-            return found
-    return None
+        return (annotation,) if issubclass(annotation, BaseModel) else ()
+    return tuple(found for inner in get_args(annotation) for found in sections_of(inner))
 
 
 def is_list(annotation: Any) -> bool:

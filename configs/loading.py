@@ -19,7 +19,7 @@ from configs.errors import (
     Problem,
     SettingsInvalid,
 )
-from configs.keys import key_path, nearest_key, section_at
+from configs.keys import key_path, nearest_key, section_at, without_tags
 from configs.policy import Policy
 from configs.settings import Settings
 
@@ -146,7 +146,10 @@ def _stem_problem(path: Path, content: Mapping[str, Any], root: yaml.Node) -> It
 
 def _problem(details: ErrorDetails, root: yaml.Node) -> Problem:
     location = tuple(details["loc"])
-    return Problem(key_path(location), _say(details, location), _line(root, location))
+    if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        location = (*location, str(details.get("ctx", {})["discriminator"]).strip("'"))
+    place = without_tags(location)
+    return Problem(key_path(place), _say(details, location), _line(root, place))
 
 
 def _say(details: ErrorDetails, location: tuple[str | int, ...]) -> str:
@@ -162,6 +165,11 @@ def _say(details: ErrorDetails, location: tuple[str | int, ...]) -> str:
         case "literal_error":
             expected = str(bounds["expected"])
             return f"must be one of {expected}, not {given!r}{_near_literal(given, expected)}"
+        case "union_tag_invalid":
+            tag, expected = bounds["tag"], str(bounds["expected_tags"])
+            return f"must be one of {expected}, not {tag!r}{_near_literal(tag, expected)}"
+        case "union_tag_not_found":
+            return "is required: it says which keys its section has"
         case "string_pattern_mismatch":
             return (
                 f"must start with a lowercase letter and go on with lowercase letters, digits and dashes, "

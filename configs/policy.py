@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from configs import sagemaker
 from configs.drift import Drift
+from configs.generation import Generation
 from configs.labels import Labels
 from configs.notify import Notify
 from configs.sagemaker import SageMaker
@@ -248,7 +249,9 @@ class Policy(Section):
     replicas: Replicas = Field(default_factory=Replicas, description="Serving processes.")
     access: Access = Field(default_factory=Access, description="Credentials and limits.")
     capture: Capture = Field(default_factory=Capture, description="What is recorded.")
-    evaluation: Evaluation = Field(description="The offline gate.")
+    evaluation: Evaluation | Generation = Field(
+        discriminator="task", description="The offline gate; its keys follow `task`."
+    )
     shadow: Shadow = Field(description="The shadow stage.")
     approval: Approval = Field(default_factory=Approval, description="The human gate.")
     canary: Canary = Field(default_factory=Canary, description="The ramp.")

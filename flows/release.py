@@ -59,10 +59,12 @@ def release_model(endpoint: str, version: int, again: bool = False, reason: str 
 def advance(release: Release) -> Ended:
     """The stages in their order; each returns a verdict, and only PASS leads on."""
     open_run(release)
+    # A language model is judged by what its replica answers, so it is placed first; at zero share either way.
+    row = place_candidate(release) if release.judged_in_place else None
     verdict = evaluate(release)
     if not verdict.passed:
         return _stop(release, verdict)
-    row = place_candidate(release)
+    row = row or place_candidate(release)
     if release.first:
         return promote_candidate(release, verdict)
     for stage in (shadow, approve):

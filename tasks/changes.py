@@ -209,7 +209,11 @@ def follow_at(bench: Bench, row: EndpointRow) -> EndpointRow:
 def _take_intent_back(bench: Bench, row: EndpointRow, change: Change) -> EndpointRow:
     """The version that lost leaves its slot (who wants it back releases it again); then all is done."""
     slot = slot_of(row, change.loser) if change.kind == ROLL_BACK and change.loser else None
-    if slot is not None and slot is not row.default:
+    if change.kind == ROLL_BACK and not row.champion:
+        # A first champion that was placed to be judged: it stands in the default slot, which serves nothing.
+        if bench.endpoint.describe().versions.get(row.default) == change.loser:
+            bench.endpoint.retire(row.default)
+    elif slot is not None and slot is not row.default:
         if bench.endpoint.describe().versions.get(slot) == change.loser:
             bench.endpoint.retire(slot)
         row = next_generation(bench, row, **{f"{slot.value}_version": ""})

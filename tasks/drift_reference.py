@@ -47,7 +47,8 @@ def load_reference(
         found = _file(bench, policy, seed)
     else:
         found = _training(bench, policy, version, seed)
-    frame = found.frame.drop(columns=[bench.policy.evaluation.label], errors="ignore")
+    label = getattr(bench.policy.evaluation, "label", PREDICTION)  # answers in words have none
+    frame = found.frame.drop(columns=[label], errors="ignore") if label != PREDICTION else found.frame
     named = policy.reference.prediction
     if kind != "season" and named in frame.columns and named != PREDICTION:
         frame = frame.rename(columns={named: PREDICTION})

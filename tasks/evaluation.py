@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from configs.generation import Generation
 from configs.policy import Evaluation
 from evals.gate import Scores
 from evals.gate import evaluate as decide
@@ -18,6 +19,7 @@ from evals.metrics import MORE_IS_BETTER, CustomMetric, MetricError, Predictions
 from evals.verdict import Outcome, Verdict
 from serving.errors import SetupError
 from tasks.bench import Bench
+from tasks.generation import evaluate_answers
 from tasks.release import Release
 from tasks.signatures import note_signature
 
@@ -42,7 +44,9 @@ def evaluate_candidate(release: Release) -> Verdict:
     read raises `SetupError`: that is nobody's fault but the set-up's.
     """
     bench, policy = release.bench, release.bench.policy.evaluation
-    rows = read_rows(bench)
+    if isinstance(policy, Generation):
+        return evaluate_answers(release, policy)
+    rows = read_rows(bench, policy)
     labels = rows.pop(policy.label).to_numpy()
     digest = digest_of(rows, labels)
     _LOG.info("%s: %d held-out rows, digest %s", release.row.id, len(rows), digest[:12])
@@ -80,14 +84,13 @@ def evaluate_candidate(release: Release) -> Verdict:
     return verdict
 
 
-def read_rows(bench: Bench) -> pd.DataFrame:
+def read_rows(bench: Bench, policy: Evaluation) -> pd.DataFrame:
     """The held-out rows with their labels, sampled down to `max_rows` (always the same ones).
 
     A relative path is meant from the policy's folder.
     """
     import pandas as pd
 
-    policy = bench.policy.evaluation
     location = policy.data
     if "://" not in location:
         path = Path(location).expanduser()

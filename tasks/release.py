@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from configs.generation import Generation
 from configs.policy import Policy
 from evals.verdict import Verdict
 from serving.errors import Fenced, PlatformUnavailable, Refused
@@ -57,6 +58,11 @@ class Release:
     def first(self) -> bool:
         """Whether this is the endpoint's first champion: nothing to compare with."""
         return self.row.champion == ""
+
+    @property
+    def judged_in_place(self) -> bool:
+        """Whether the evaluation asks the placed replica, instead of loading the model itself."""
+        return isinstance(self.bench.policy.evaluation, Generation)
 
     def __enter__(self) -> Release:
         self._thread.start()

@@ -7,7 +7,7 @@ become `TrackingUnavailable` (try again) or `TrackingRefused` (do not).
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from serving.errors import ServingError, TransientError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from tasks.genai import Example, Scores
 
 
 class TrackingUnavailable(TransientError):
@@ -132,6 +134,22 @@ class Runs:
             for key, value in tags.items():
                 self._client.set_tag(run_id, key, value[:4000])
             self._client.set_terminated(run_id, status=status)
+
+    def score(
+        self,
+        run_id: str,
+        title: str,
+        examples: Sequence[Example],
+        scorers: Mapping[str, Callable[[str], float]],
+    ) -> Scores:
+        """Run scorers of answers in a child run, through `mlflow.genai.evaluate`; see `tasks.genai`."""
+        import mlflow
+
+        from tasks.genai import score_examples
+
+        mlflow.set_tracking_uri(self.tracking_uri)
+        with _translated(f"scores of run {run_id}", self.tracking_uri):
+            return score_examples(self._client, run_id, title, examples, scorers)
 
     def load_model(self, uri: str) -> Any:
         """A version's model as MLflow's pyfunc, loaded into this process."""

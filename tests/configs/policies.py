@@ -51,3 +51,17 @@ def whole_sagemaker() -> dict[str, Any]:
     return sagemaker_content(
         capture={"uri": "s3://models/captures"}, autoscale={"max_instances": 3, "value": 4}, vllm={}
     )
+
+
+def generation_content() -> dict[str, Any]:
+    """An evaluation of answers in words, with every section filled in."""
+    api = {"url": "http://127.0.0.1:9/v1", "model": "judge"}
+    return {
+        "task": "generation",
+        "data": "prompts.jsonl",
+        "scorers": [{"kind": "exact_match", "min": 0.5, "margin": 0.05}, {"kind": "judge", "margin": 0.1}],
+        "judge": {"api": api, "rubric": "Right and polite.", "labelled": "labelled.jsonl"},
+        "embeddings": api,
+        "prices": {"input_per_million": 1, "output_per_million": 2},
+        "slices": [{"column": "topic", "metric": "exact_match", "margin": 0.1}],
+    }

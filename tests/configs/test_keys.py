@@ -6,7 +6,7 @@ import pytest
 
 from configs.keys import key_path, nearest_key, policy_keys
 from configs.policy import Policy
-from tests.configs.policies import valid_content, whole_sagemaker
+from tests.configs.policies import generation_content, valid_content, whole_sagemaker
 
 
 def test_every_key_is_documented() -> None:
@@ -34,8 +34,9 @@ def test_keys_are_those_of_a_whole_policy() -> None:
             return leaves(value[0], f"{path}[]")
         return {path}
 
-    dumped = Policy.model_validate(content).model_dump(mode="json")
-    assert leaves(dumped) == {key.path for key in policy_keys() if not key.is_section}
+    texts = content | {"evaluation": generation_content()}
+    found = [leaves(Policy.model_validate(one).model_dump(mode="json")) for one in (content, texts)]
+    assert set().union(*found) == {key.path for key in policy_keys() if not key.is_section}
 
 
 def test_words_for_types_and_limits() -> None:
@@ -55,6 +56,7 @@ def test_words_for_types_and_limits() -> None:
         (("canary", "leases_s"), "canary.lease_s"),
         (("evaluation", "metrics", 1, "nme"), "evaluation.metrics[1].name"),
         (("concurency",), "replicas.concurrency"),
+        (("evaluation", "generation", "scorers", 0, "knd"), "evaluation.scorers[0].kind"),
         (("zzzz",), None),
     ],
 )

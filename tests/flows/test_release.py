@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.client.schemas.objects import State, StateType
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import release as flow_module
 from flows.release import release_model
@@ -19,13 +17,7 @@ from tasks.bench import Bench
 from tests.flows.world import Version, World, failing
 from tests.tasks.doubles import Killed
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from serving.fake import FakeEndpoint
 from serving.journal import Journal
 from serving.records import ReleaseRow
 from tasks.bench import Bench
+from tasks.genai import Scores
 from tests.tasks.doubles import HandClock, MemoryMessenger, MemoryRegistry
 
 HELD_OUT_ROWS = 600
@@ -83,6 +84,7 @@ class MemoryRuns:
     documents: dict[str, str] = field(default_factory=dict)
     points: list[Any] = field(default_factory=list)
     closed: dict[str, str] = field(default_factory=dict)
+    scored: list[str] = field(default_factory=list)
 
     def open_run(self, _endpoint: str, release_id: str, _tags: Any) -> str:
         return f"run-{release_id}"
@@ -98,6 +100,18 @@ class MemoryRuns:
 
     def close_run(self, _run_id: str, *, status: str, tags: Any) -> None:
         self.closed = {"status": status, **tags}
+
+    def score(self, _run_id: str, title: str, examples: Any, scorers: Any) -> Scores:
+        """What `mlflow.genai.evaluate` does with scorers: one that raises leaves nothing."""
+        self.scored.append(title)
+        scores = Scores({name: {} for name in scorers})
+        for name, of in scorers.items():
+            for example in examples:
+                try:
+                    scores.values[name][example.key] = of(example.key)
+                except Exception as error:
+                    scores.errors.setdefault(name, str(error))
+        return scores
 
     def load_model(self, uri: str) -> Any:
         skill = self.versions[uri.rsplit("/", 1)[1]].skill

@@ -1,0 +1,108 @@
+"""Bodies of OpenAI-compatible APIs, as far as releases read them: the text, why it ended, tokens.
+
+Reads whole answers and recorded streams (server-sent events) alike. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+CHAT_PATH = "/v1/chat/completions"
+COMPLETIONS_PATH = "/v1/completions"
+TEXT_PATHS = frozenset({CHAT_PATH, COMPLETIONS_PATH})
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer. `text` holds a tool call's name and arguments where there is no content.
+
+    Token counts are None where the server did not say them.
+    """
+
+    text: str
+    finish_reason: str = ""
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+
+
+def read_completion(body: bytes) -> Completion | None:
+    """The answer in a response body, streamed or not; None for a body that holds none."""
+    text = body.decode(errors="replace").lstrip()
+    try:
+        if text.startswith("{"):
+            return _whole(json.loads(text))
+        events = [json.loads(data) for data in _events(text)]
+    except (ValueError, RecursionError):
+        return None
+    return _joined([event for event in events if isinstance(event, dict)]) if events else None
+
+
+def read_prompt(body: bytes) -> str | None:
+    """What was asked, as a text for people: chat messages one a line with their role; None for no prompt."""
+    try:
+        document: object = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict):
+        return None
+    fields = cast("Mapping[str, Any]", document)
+    if isinstance(fields.get("messages"), list):
+        lines = [f"{one.get('role', '')}: {content_text(one.get('content'))}" for one in fields["messages"]]
+        return "\n".join(lines)
+    prompt = fields.get("prompt")
+    return prompt if isinstance(prompt, str) else None
+
+
+def content_text(content: object) -> str:
+    """A message's content as text: itself, or the text parts of a list of parts."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = cast("list[Any]", content)
+        return "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+    return ""
+
+
+def _whole(document: Mapping[str, Any]) -> Completion | None:
+    choices = document.get("choices")
+    if not isinstance(choices, list) or not choices:
+        return None
+    choice: Mapping[str, Any] = choices[0]
+    message: Mapping[str, Any] = choice.get("message") or {}
+    text = content_text(message.get("content")) or str(choice.get("text") or "")
+    text = text or _calls(message.get("tool_calls") or [])
+    return _completion(text, str(choice.get("finish_reason") or ""), document.get("usage"))
+
+
+def _joined(events: list[Mapping[str, Any]]) -> Completion:
+    texts: list[str] = []
+    finish, usage = "", None
+    for event in events:
+        usage = event.get("usage") or usage
+        for choice in (event.get("choices") or [])[:1]:
+            delta = choice.get("delta") or {}
+            texts.append(
+                str(delta.get("content") or choice.get("text") or _calls(delta.get("tool_calls") or []))
+            )
+            finish = str(choice.get("finish_reason") or finish)
+    return _completion("".join(texts), finish, usage)
+
+
+def _completion(text: str, finish_reason: str, usage: object) -> Completion:
+    counts = cast("Mapping[str, Any]", usage) if isinstance(usage, dict) else {}
+    return Completion(text, finish_reason, counts.get("prompt_tokens"), counts.get("completion_tokens"))
+
+
+def _calls(calls: list[Any]) -> str:
+    functions = [call.get("function") or {} for call in calls]
+    return "".join(f"{one.get('name') or ''}{one.get('arguments') or ''}" for one in functions)
+
+
+def _events(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+        if data and data != "[DONE]":
+            yield data

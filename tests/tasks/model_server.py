@@ -1,0 +1,83 @@
+"""A small OpenAI-compatible server on loopback: real HTTP, answers by functions of the test."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Chat = Callable[[list[dict[str, str]]], str]
+Embed = Callable[[str], list[float]]
+
+
+class ModelServer:
+    """What was asked, and what is answered. `failures` are statuses to answer before anything else."""
+
+    def __init__(self, chat: Chat, embed: Embed) -> None:
+        self.chat = chat
+        self.embed = embed
+        self.failures: list[int] = []
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.url = ""
+
+
+def words(text: str) -> list[float]:
+    """An embedding that knows which letters a text has."""
+    return [float(text.lower().count(letter)) for letter in "abcdefghijklmnopqrstuvwxyz"]
+
+
+@contextmanager
+def model_server(chat: Chat = lambda messages: "{}", embed: Embed = words) -> Iterator[ModelServer]:
+    """Serve until the block ends."""
+    state = ModelServer(chat, embed)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            state.asked.append(body)
+            state.headers.append({name.lower(): value for name, value in self.headers.items()})
+            if state.failures:
+                self._reply(state.failures.pop(0), {"error": {"message": "not now"}})
+            elif self.path.endswith("/embeddings"):
+                rows = [{"index": i, "embedding": state.embed(text)} for i, text in enumerate(body["input"])]
+                self._reply(200, {"data": rows[::-1]})
+            else:
+                self._reply(200, chat_answer(state.chat(body["messages"])))
+
+        def _reply(self, status: int, document: dict[str, Any]) -> None:
+            content = json.dumps(document).encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing: pytest shows what matters."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    state.url = f"http://127.0.0.1:{server.server_port}/v1"
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=5)
+
+
+def chat_answer(text: str, tokens_in: int = 10) -> dict[str, Any]:
+    """A chat completion as servers write it."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": tokens_in, "completion_tokens": len(text.split())}
+    return {"id": "chatcmpl-1", "object": "chat.completion", "choices": [choice], "usage": usage}

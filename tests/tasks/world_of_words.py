@@ -1,0 +1,131 @@
+"""Evaluations of language models without servers: two versions in memory that answer chat requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from configs.policy import Policy
+from evals.verdict import Verdict
+from serving.endpoint import Reply, Slot
+from tasks.generation import evaluate_answers
+from tests.flows.world import MemoryRuns
+from tests.tasks.model_server import chat_answer
+
+Answering = Callable[[str], str | Reply]
+"""What a version answers to the user's last message."""
+
+
+class Words:
+    """A policy whose evaluation is about words, with its files, and releases that are judged by it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs = MemoryRuns({})
+        self._evaluation: dict[str, Any] = {"task": "generation", "min_prompts": 10}
+        self._judge: dict[str, Any] = {}
+
+    def data(self, rows: list[dict[str, Any]], kind: str = "jsonl") -> None:
+        """Write the prompts."""
+        path = self.folder / f"prompts.{kind}"
+        frame = pd.DataFrame(rows)
+        if kind == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        elif kind == "csv":
+            frame.to_csv(path, index=False)
+        else:
+            frame.to_parquet(path)
+        self._evaluation["data"] = str(path)
+
+    def labelled(self, rows: list[dict[str, Any]]) -> None:
+        """Write the answers that people labelled."""
+        (self.folder / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def judge(self, url: str) -> None:
+        """Have a judge."""
+        self._judge = {
+            "judge": {
+                "api": {"url": url, "model": "judge", "retries": 0},
+                "rubric": "The colour is right.",
+                "labelled": str(self.folder / "labelled.jsonl"),
+                "min_labelled": 20,
+            }
+        }
+
+    def scorers(self, *scorers: dict[str, Any], **values: Any) -> None:
+        """What is measured."""
+        self._evaluation = {
+            **{key: self._evaluation[key] for key in ("task", "min_prompts", "data")},
+            **self._judge,
+            **values,
+            "scorers": scorers,
+        }
+
+    def policy(self) -> Policy:
+        """The whole policy."""
+        return Policy.model_validate(
+            {
+                "endpoint": "support",
+                "model": "support",
+                "owner": "me@example.com",
+                "evaluation": self._evaluation,
+                "shadow": {"enabled": False, "reason": "a test"},
+            }
+        )
+
+    def evaluate(self, *, candidate: Answering, champion: Answering | None) -> Verdict:
+        """Judge version 2 against version 1, both placed."""
+        release: Any = _Release(self, candidate, champion)
+        policy: Any = release.bench.policy.evaluation
+        return evaluate_answers(release, policy)
+
+    @staticmethod
+    def body(text: str) -> bytes:
+        """A completion's body."""
+        return json.dumps(chat_answer(text)).encode()
+
+
+class _Release:
+    """What an evaluation uses of a release and its bench."""
+
+    def __init__(self, words: Words, candidate: Answering, champion: Answering | None) -> None:
+        self.first = champion is None
+        self.version = "2"
+        self._answering = {Slot.BLUE: candidate if champion is None else champion, Slot.GREEN: candidate}
+        self.row = _Plain(id="support-2", champion="" if champion is None else "1")
+        self.trail = _Plain(run_id="run", numbers=lambda *_args, **_values: None)
+        policy = words.policy()
+        self.bench = _Plain(
+            name="support",
+            policy=policy,
+            runs=words.runs,
+            endpoint=self,
+            settings=_Plain(policy_path=lambda _name: words.folder / "support.yaml"),
+            clock=lambda: 0.0,
+            row=lambda: _Plain(default=Slot.BLUE),
+        )
+
+    def check(self) -> None:
+        """Nobody takes it away."""
+
+    def progress(self, _values: Any) -> None:
+        """Nobody looks."""
+
+    def invoke(self, slot: Slot, path: str, body: bytes, *, content_type: str, timeout_s: float) -> Reply:
+        """One chat request."""
+        assert path == "/v1/chat/completions"
+        assert content_type == "application/json"
+        assert timeout_s > 0
+        document = json.loads(body)
+        assert (document["temperature"], document["seed"]) == (0, 0)
+        said = self._answering[slot](document["messages"][-1]["content"])
+        return said if isinstance(said, Reply) else Reply(200, Words.body(said), 10.0)
+
+
+class _Plain:
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
