@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from configs import sagemaker
+from configs.approval import Approval
 from configs.drift import Drift
 from configs.generation import Generation
 from configs.labels import Labels
@@ -224,13 +225,6 @@ class Canary(Section):
                 "canary.lease_s must be at least three times canary.look_every_s, or the lease runs out"
             )
         return self
-
-
-class Approval(Section):
-    """Whether a person must say yes before live traffic."""
-
-    required: bool = Field(default=False, description="Ask before the canary.")
-    timeout_s: float = Field(default=86_400, gt=0, description="No answer after this is a no.")
 
 
 class Policy(Section):

@@ -10,7 +10,16 @@ import sys
 
 import typer
 
-from flows import cli_drift, cli_keys, cli_labels, cli_policy, cli_release, cli_stack, cli_watch
+from flows import (
+    cli_approval,
+    cli_drift,
+    cli_keys,
+    cli_labels,
+    cli_policy,
+    cli_release,
+    cli_stack,
+    cli_watch,
+)
 
 _EPILOG = (
     "Exit statuses: 0 done, 1 failed, 2 wrong usage, 3 version rejected, 4 held, interrupted or aborted, "
@@ -33,6 +42,8 @@ for _command in (cli_stack.up, cli_stack.down, cli_stack.status, cli_stack.docto
     app.command()(_command)
 app.command("env")(cli_stack.show_environment)
 for _command in (cli_release.release, cli_release.pause, cli_release.resume, cli_release.abort):
+    app.command()(_command)
+for _command in (cli_approval.approve, cli_approval.reject):
     app.command()(_command)
 for _command in (cli_watch.rollback, cli_release.history, cli_watch.watch):
     app.command()(_command)

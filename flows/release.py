@@ -16,6 +16,7 @@ from tasks.stages import (
     Ended,
     Release,
     Stopped,
+    approval_comes_first,
     approve,
     canary,
     claim,
@@ -61,12 +62,14 @@ def advance(release: Release) -> Ended:
     open_run(release)
     # A language model is judged by what its replica answers, so it is placed first; at zero share either way.
     row = place_candidate(release) if release.judged_in_place else None
-    verdict = evaluate(release)
+    evidence = verdict = evaluate(release)
+    if verdict.passed and approval_comes_first(release):
+        verdict = approve(release)
     if not verdict.passed:
         return _stop(release, verdict)
     row = row or place_candidate(release)
     if release.first:
-        return promote_candidate(release, verdict)
+        return promote_candidate(release, evidence)
     for stage in (shadow, approve):
         verdict = stage(release)
         if not verdict.passed:

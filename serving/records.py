@@ -11,9 +11,13 @@ from serving.endpoint import Route, Slot
 
 
 class ReleaseState(StrEnum):
-    """Where a release stands. INTERRUPTED and HELD can be run again; those below are final."""
+    """Where a release stands. Up to HELD it can be run again; those below are final.
+
+    WAITING is for people: its flow run is suspended until somebody answers, and no process has it.
+    """
 
     RUNNING = "RUNNING"
+    WAITING = "WAITING"
     INTERRUPTED = "INTERRUPTED"
     HELD = "HELD"
     PROMOTED = "PROMOTED"
@@ -24,7 +28,10 @@ class ReleaseState(StrEnum):
     @property
     def final(self) -> bool:
         """Whether the release is over for good."""
-        return self not in (ReleaseState.RUNNING, ReleaseState.INTERRUPTED, ReleaseState.HELD)
+        return self not in _OPEN
+
+
+_OPEN = (ReleaseState.RUNNING, ReleaseState.WAITING, ReleaseState.INTERRUPTED, ReleaseState.HELD)
 
 
 class Stage(StrEnum):

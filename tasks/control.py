@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from configs.settings import Settings
 from serving.errors import Refused
-from tasks import rolling_back
+from tasks import rolling_back, waiting
 from tasks.bench import Bench
 from tasks.rest import prefect_api
 
@@ -32,6 +32,8 @@ def start_release(
             f"{endpoint}: {running.id} is being run in stage {running.stage}: "
             f"{_flow_run_page(settings, running.flow_run_id)}"
         )
+    if running is not None:
+        waiting.refuse_second_run(settings, running)
     prefect = prefect_api(settings)
     deployment = prefect.call("GET", f"/deployments/name/{RELEASE_DEPLOYMENT}", missing_ok=True)
     if deployment is None:
@@ -55,6 +57,7 @@ def resume(settings: Settings, endpoint: str) -> str:
         raise Refused(f"{endpoint}: no release is open. Next: interlock release {endpoint} VERSION")
     if release.owner and release.owner_until >= bench.clock():
         return _ask(settings, endpoint, "", "goes on")
+    waiting.refuse_second_run(settings, release)
     bench.journal.ask(release.id, "")
     return f"resumed: {start_release(settings, endpoint, int(release.version), reason='resumed')}"
 
@@ -62,6 +65,11 @@ def resume(settings: Settings, endpoint: str) -> str:
 def abort(settings: Settings, endpoint: str, *, who: str) -> str:
     """End the open release without a verdict: share 0, alias removed, version not rejected."""
     return rolling_back.abort(Bench.rescue(endpoint, settings), who=who)
+
+
+def answer(settings: Settings, endpoint: str, *, is_yes: bool, who: str, reason: str) -> str:
+    """Give a person's answer to the release that waits for approval."""
+    return waiting.answer(settings, endpoint, is_yes=is_yes, who=who, reason=reason)
 
 
 def roll_back(

@@ -46,6 +46,34 @@ def made_safe(bench: Bench, release: ReleaseRow, state: ReleaseState, reason: st
     )
 
 
+def asked_for_approval(bench: Bench, release: ReleaseRow, verdict: Verdict, *, timeout_s: float) -> None:
+    """People are asked; nothing goes on without them."""
+    name = bench.name
+    alert(
+        bench,
+        "warning",
+        f"version {release.version} {verdict.reason}",
+        numbers={"no_answer_is_a_no_after_s": round(timeout_s)}
+        | {f"stage {stage}": stored["outcome"] for stage, stored in release.verdicts.items()},
+        next_step=f'interlock approve {name} --reason "...", or interlock reject {name} --reason "..."',
+        key=f"approval {release.id} {release.flow_run_id}",
+        once=True,
+    )
+
+
+def approved(bench: Bench, release: ReleaseRow, words: str) -> None:
+    """People said yes; a no is told as the rejection that it is."""
+    alert(
+        bench,
+        "info",
+        f"version {release.version} was {words}",
+        numbers={},
+        next_step=f"interlock status {bench.name}",
+        key=f"approved {release.id}",
+        once=True,
+    )
+
+
 def stalled(bench: Bench, release: ReleaseRow, verdict: Verdict, *, stalled_s: float, share: float) -> None:
     """A step of the ramp has been undecided for long. It never passes by itself."""
     alert(

@@ -1,6 +1,6 @@
-"""What Prefect shows of a release: artifacts, the ramp's progress, the approval form.
+"""What Prefect shows of a release: artifacts, and the ramp's progress.
 
-All of it informs people. Apart from the approval, nothing here can stop or slow a release.
+All of it informs people; nothing here can stop or slow a release.
 """
 
 from __future__ import annotations
@@ -8,13 +8,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
-from prefect.exceptions import FlowPauseTimeout
-from prefect.flow_runs import pause_flow_run
-from prefect.input import RunInput
 from prefect.runtime import flow_run
 
 from evals.verdict import Finding, Outcome, Verdict
@@ -25,14 +22,6 @@ from tasks.trail import Aside
 
 _LOG = logging.getLogger("interlock.notices")
 _ARTIFACT_EVERY_S = 10.0
-
-
-class Decision(RunInput):
-    """A person's answer to the approval gate. No field has a default: an empty answer is no answer."""
-
-    decision: Literal["approve", "reject"]
-    name: str
-    reason: str
 
 
 def flow_run_id() -> str:
@@ -77,7 +66,7 @@ def verdict(release: Release, stage: Stage, result: Verdict) -> None:
         "",
         findings_table(result.findings),
         "",
-        _links(release),
+        release_links(release),
     ]
     key = f"{bench.name}-v{release.version}-{stage.value}"
     quietly(
@@ -88,7 +77,7 @@ def verdict(release: Release, stage: Stage, result: Verdict) -> None:
 def ending(release: Release, name: str, message: str) -> None:
     """A markdown artifact with how the release ended, and a link to its MLflow run."""
     bench = release.bench
-    lines = [f"# {bench.name} v{release.version}: {name}", "", message, "", _links(release)]
+    lines = [f"# {bench.name} v{release.version}: {name}", "", message, "", release_links(release)]
     key = f"{bench.name}-v{release.version}-release"
     quietly(lambda: create_markdown_artifact(key=key, markdown="\n".join(lines), description=message[:300]))
     url = release.row.mlflow_url
@@ -118,36 +107,6 @@ def ramp_listener(release: Release) -> Callable[[Mapping[str, Any]], None]:
         aside.offer(lambda: _create_progress(key, text))
 
     return listen
-
-
-def ask_approval(release: Release) -> Verdict:
-    """Pause the flow run until a person says yes or no. No answer in time is a no."""
-    policy, bench_name = release.bench.policy.approval, release.bench.name
-    if not policy.required:
-        return Verdict(Outcome.PASS, "no approval required by the policy")
-    evidence = "\n\n".join(
-        f"**{stage}**: {stored['outcome']}, {stored['reason']}"
-        for stage, stored in release.row.verdicts.items()
-    )
-    form = Decision.with_initial_data(
-        description=f"## Release {release.row.id} onto {bench_name}?\n\n{evidence}\n\n{_links(release)}"
-    )
-    try:
-        answer: Any = pause_flow_run(wait_for_input=form, timeout=int(policy.timeout_s), key="approval")
-    except FlowPauseTimeout:
-        return Verdict(Outcome.FAIL, f"nobody approved it within {policy.timeout_s:g} s")
-    said = f"{answer.name}: {answer.reason}"
-    release.bench.journal.record(
-        release.bench.name,
-        f"approval: {answer.decision}",
-        who=answer.name,
-        now=release.bench.clock(),
-        release_id=release.row.id,
-        reason=answer.reason,
-    )
-    if answer.decision == "approve":
-        return Verdict(Outcome.PASS, f"approved by {said}")
-    return Verdict(Outcome.FAIL, f"rejected by {said}")
 
 
 def stored_verdict(stored: Mapping[str, Any]) -> Verdict:
@@ -184,7 +143,8 @@ def _plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _links(release: Release) -> str:
+def release_links(release: Release) -> str:
+    """The release's pages in Prefect and MLflow, in markdown."""
     bench, row = release.bench, release.row
     parts = [f"[Flow run]({flow_run_url(bench, row.flow_run_id)})"]
     if row.mlflow_url:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from configs.settings import Settings
@@ -18,6 +19,7 @@ from tasks.rest import mlflow_api
 CHAMPION = "champion"
 CANDIDATE = "candidate"
 PREVIOUS = "previous"
+_USER_TAG = "mlflow.user"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,17 @@ class Registry:
         tags = {str(tag["key"]): str(tag.get("value", "")) for tag in data.get("tags", ())}
         return ModelVersion(model, str(data["version"]), str(data.get("run_id", "")), tags)
 
+    def registrants(self, model: str, version: str) -> list[str]:
+        """Who made a version, as far as MLflow knows: the users of the version and of its run."""
+        found = self._api.call("GET", f"/model-versions/get?name={quote(model)}&version={quote(version)}")
+        data = found["model_version"]
+        names = [data.get("user_id"), *_user_tags(data)]
+        if data.get("run_id"):
+            run = self._api.call("GET", f"/runs/get?run_id={quote(data['run_id'])}", missing_ok=True)
+            if run is not None:
+                names += [run["run"]["info"].get("user_id"), *_user_tags(run["run"].get("data", {}))]
+        return sorted({str(name) for name in names if name})
+
     def aliased(self, model: str, alias: str) -> str:
         """The version that an alias names, "" where it names none or the model is not registered."""
         found = self._api.call("GET", f"/registered-models/get?name={quote(model)}", missing_ok=True)
@@ -82,3 +95,7 @@ class Registry:
         for key, value in tags.items():
             body = {"name": model, "version": version, "key": key, "value": value[:4000]}
             self._api.call("POST", "/model-versions/set-tag", body, repeatable=True)
+
+
+def _user_tags(data: Mapping[str, Any]) -> list[str]:
+    return [str(tag.get("value", "")) for tag in data.get("tags", ()) if tag["key"] == _USER_TAG]

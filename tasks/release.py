@@ -123,7 +123,7 @@ class Release:
         self.trail.run_id = run_id
 
     def end(self, state: ReleaseState, reason: str) -> ReleaseRow:
-        """Let go of the release in a state from which it can be run again (INTERRUPTED or HELD)."""
+        """Let go of the release in a state from which it can be run again (INTERRUPTED, HELD or WAITING)."""
         if not state.final:
             self.check()
         self.row = self.bench.journal.end_release(
@@ -168,6 +168,7 @@ def open_release(
     bench.registry.version(bench.policy.model, version)
     existing = bench.journal.open_release(bench.name)
     if existing is None:
+        _refuse_ended_run(bench, version, flow_run_id)
         _refuse_unwelcome(bench, row.champion, version, again=again, reason=reason)
         existing = bench.journal.add_release(
             bench.name,
@@ -208,6 +209,16 @@ def open_release(
         reason=reason,
     )
     return Release(bench, claimed, Trail(bench.runs, claimed.mlflow_run_id))
+
+
+def _refuse_ended_run(bench: Bench, version: str, flow_run_id: str) -> None:
+    """A flow run belongs to one release: resumed or retried after its end, it must not begin another."""
+    for earlier in bench.journal.releases(bench.name, version=version):
+        if flow_run_id and earlier.flow_run_id == flow_run_id:
+            raise Refused(
+                f"{earlier.id} is over: {earlier.state.lower()} ({earlier.reason}). "
+                f"Next: interlock release {bench.name} {version} starts a new one"
+            )
 
 
 def _refuse_unwelcome(bench: Bench, champion: str, version: str, *, again: bool, reason: str) -> None:

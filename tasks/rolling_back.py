@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from serving.errors import Fenced, NotHealthy, Refused, TransientError
 from serving.records import EndpointRow, ReleaseState, Stage
-from tasks import changes, transitions
+from tasks import changes, transitions, waiting
 from tasks.alerts import alert
 from tasks.bench import Bench
 from tasks.previous import PreviousUnhealthy, Warmed, check_compatible, prove_previous, warm_previous
@@ -101,9 +101,9 @@ def abort(bench: Bench, *, who: str) -> str:
     runs = release.state is ReleaseState.RUNNING and release.owner_until >= bench.clock()
     if runs and release.stage is not Stage.APPROVE:
         return f"{release.id} was asked to end; it does within a look"
-    transitions.reject(
-        bench, release, state=ReleaseState.ABORTED, who=who, reason=f"aborted by {who}", at=bench.clock()
-    )
+    reason = f"aborted by {who}"
+    transitions.reject(bench, release, state=ReleaseState.ABORTED, who=who, reason=reason, at=bench.clock())
+    waiting.end_flow_run(bench, release, name="Aborted", message=reason)
     return f"{release.id} is ABORTED"
 
 
@@ -129,6 +129,7 @@ def _roll_back_once(bench: Bench, who: str, reason: str, serving: str, force: bo
                 bench, release, state=ReleaseState.ROLLED_BACK, who=who, reason=reason, at=at
             ),
         )
+        waiting.end_flow_run(bench, release, name="Aborted", message=f"rolled back by {who}: {reason}")
         return _report(bench, at, release.version, row.champion, pending=pending)
     return _done_before(bench, row) or _return_to_previous(bench, row, who, reason, force)
 

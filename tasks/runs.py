@@ -130,10 +130,15 @@ class Runs:
 
     def close_run(self, run_id: str, *, status: str, tags: Mapping[str, str]) -> None:
         """End a run with MLflow's status (FINISHED, FAILED, KILLED) and its tags."""
+        self.tag_run(run_id, tags)
         with _translated(f"end of run {run_id}", self.tracking_uri):
+            self._client.set_terminated(run_id, status=status)
+
+    def tag_run(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        with _translated(f"tags of run {run_id}", self.tracking_uri):
             for key, value in tags.items():
                 self._client.set_tag(run_id, key, value[:4000])
-            self._client.set_terminated(run_id, status=status)
 
     def score(
         self,

@@ -18,7 +18,8 @@ from configs.settings import Settings
 from evals.verdict import Verdict
 from serving.errors import Fenced, Refused, ServingError, TransientError
 from serving.records import EndpointRow, ReleaseState, Stage
-from tasks import notices, rolling_back, transitions
+from tasks import notices, rolling_back, transitions, waiting
+from tasks.approving import ask_approval
 from tasks.bench import Bench
 from tasks.changes import PROMOTE
 from tasks.documents import write_documents
@@ -105,7 +106,10 @@ def _claim(endpoint: str, version: str, again: bool, reason: str, owner: str) ->
         if pending["kind"] == PROMOTE and row.champion == version:
             return Stopped("Promoted", f"an earlier run had decided it: {pending['reason']}")
     notices.free_dead_owner(bench)
+    waits = bench.journal.open_release(endpoint)
     try:
+        if waits is not None:
+            waiting.refuse_second_run(bench.settings, waits, flow_run_id=notices.flow_run_id())
         release = open_release(
             bench, version, again=again, reason=reason, flow_run_id=notices.flow_run_id(), owner=owner
         )
@@ -153,9 +157,15 @@ def shadow(release: Release) -> Verdict:
     return _stage(release, Stage.SHADOW, run_shadow)
 
 
+def approval_comes_first(release: Release) -> bool:
+    """Whether people are asked before the version is even placed: by the policy, or for want of a shadow."""
+    approval = release.bench.policy.approval
+    return approval.required and (approval.before == "shadow" or release.first)
+
+
 def approve(release: Release) -> Verdict:
-    """A person's yes, where the policy asks for one. Not a task: it pauses the flow run."""
-    return _stage(release, Stage.APPROVE, notices.ask_approval)
+    """People's yes, where the policy asks for one. Not a task: it suspends the flow run."""
+    return _stage(release, Stage.APPROVE, ask_approval)
 
 
 @task(name="canary", **_RETRIED)
@@ -227,7 +237,9 @@ def interrupt(release: Release, stopped: Stopped) -> Ended:
     try:
         row = release.check()
     except Fenced as error:
-        return Ended("Interrupted", str(error))
+        now = bench.journal.release(release.row.id)
+        is_aborted = now is not None and now.state is ReleaseState.ABORTED
+        return Ended("Aborted", now.reason) if now and is_aborted else Ended("Interrupted", str(error))
     except Aborted as error:
         _reject(release, str(error), ReleaseState.ABORTED)
         return Ended("Aborted", str(error))

@@ -12,7 +12,7 @@ from serving.capture.segments import purge_segments
 from serving.endpoint import Slot
 from serving.journal import Journal
 from serving.records import ReleaseState
-from tasks import notices, rolling_back, transitions
+from tasks import notices, rolling_back, transitions, waiting
 from tasks.bench import Bench
 from tasks.control import start_release
 from tasks.messenger import send_again
@@ -43,6 +43,9 @@ def sweep_endpoint(endpoint: str) -> list[str]:
     if release is not None and release.state is ReleaseState.RUNNING and release.owner_until < now:
         transitions.make_safe(bench, release, who=_SWEEPER, reason="its flow run stopped renewing its claim")
         said.append(f"{endpoint}: {release.id} made safe, it can be resumed")
+    if release is not None and waiting.is_overdue(release, now):
+        said.append(waiting.expire(bench, release, who=_SWEEPER))
+        release = None
     if release is not None and release.request == "abort" and not release.owner:
         said.append(rolling_back.abort(bench, who=_SWEEPER))
         release = None
@@ -109,7 +112,9 @@ def make_release_safe(flow_run_id: str) -> str:
     if release is None:
         return f"no release belongs to flow run {flow_run_id}"
     bench = Bench.open(release.endpoint, settings)
-    if release.state is not ReleaseState.RUNNING:
+    if waiting.is_overdue(release, bench.clock()):
+        return waiting.expire(bench, release, who="make-safe")
+    if release.state not in (ReleaseState.RUNNING, ReleaseState.WAITING):
         return f"{release.id} is {release.state}: nothing to do"
     transitions.make_safe(bench, release, who="make-safe", reason=f"its flow run {flow_run_id} died")
     return f"{release.id} is INTERRUPTED at share 0 and can be resumed"

@@ -75,6 +75,11 @@ class Trail:
         if self.run_id:
             _quietly(lambda: self._runs.log_text(self.run_id, name, text))
 
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run; a failure is logged, not raised."""
+        if self.run_id:
+            _quietly(lambda: self._runs.tag_run(self.run_id, tags))
+
     def close(self, release: ReleaseRow) -> None:
         """Send what is left and end the run with the release's outcome."""
         self._aside.finish(timeout_s=30)

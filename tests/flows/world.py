@@ -85,6 +85,7 @@ class MemoryRuns:
     points: list[Any] = field(default_factory=list)
     closed: dict[str, str] = field(default_factory=dict)
     scored: list[str] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
 
     def open_run(self, _endpoint: str, release_id: str, _tags: Any) -> str:
         return f"run-{release_id}"
@@ -112,6 +113,9 @@ class MemoryRuns:
                 except Exception as error:
                     scores.errors.setdefault(name, str(error))
         return scores
+
+    def tag_run(self, _run_id: str, tags: Any) -> None:
+        self.tags |= tags
 
     def load_model(self, uri: str) -> Any:
         skill = self.versions[uri.rsplit("/", 1)[1]].skill

@@ -31,9 +31,13 @@ class MemoryRegistry:
     tags: dict[str, dict[str, str]] = field(default_factory=dict)
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     logged_by: dict[str, str] = field(default_factory=dict)
+    registered_by: dict[str, list[str]] = field(default_factory=dict)
 
     def version(self, model: str, version: str) -> ModelVersion:
         return ModelVersion(model, version, self.logged_by.get(version, ""), self.tags.get(version, {}))
+
+    def registrants(self, _model: str, version: str) -> list[str]:
+        return self.registered_by.get(version, [])
 
     def aliased(self, _model: str, alias: str) -> str:
         return self.aliases.get(alias, "")
