@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from configs import sagemaker
 from configs.approval import Approval
 from configs.drift import Drift
+from configs.evaluation import Evaluation
 from configs.generation import Generation
 from configs.labels import Labels
 from configs.notify import Notify
@@ -72,51 +73,6 @@ class Capture(Section):
     drop: tuple[str, ...] = Field(default=(), description="Input columns that are never recorded.")
     hash: tuple[str, ...] = Field(default=(), description="Input columns recorded as HMAC only.")
     spool: Spool = Field(default_factory=Spool, description="The shadow's source.")
-
-
-class Metric(Section):
-    """One offline metric with its threshold and its non-regression margin."""
-
-    name: str = Field(
-        description="accuracy, f1, roc_auc, log_loss, brier, mae, rmse, mape, or a dotted callable."
-    )
-    min: float | None = Field(
-        default=None, description="Worse than this fails, for metrics where more is better."
-    )
-    max: float | None = Field(
-        default=None, description="Worse than this fails, for metrics where less is better."
-    )
-    margin: float | None = Field(
-        default=0.0,
-        ge=0,
-        description="How much worse than the champion is tolerated (paired interval); null: not compared.",
-    )
-
-
-class Slice(Section):
-    """Rows that must not regress on their own."""
-
-    column: str = Field(description="Column to slice by; every value is a slice (numbers: quartile bins).")
-    metric: str = Field(description="Metric of `metrics` that is checked on the slice.")
-    margin: float = Field(ge=0, description="Tolerated regression on the slice.")
-    min_rows: int = Field(default=200, ge=1, description="A smaller slice is INCONCLUSIVE.")
-    required: bool = Field(default=False, description="An INCONCLUSIVE slice blocks the release.")
-
-
-class Evaluation(Section):
-    """The offline gate: candidate against champion on held-out rows."""
-
-    data: str = Field(description="Held-out rows: parquet or CSV, a path or an object-store URL.")
-    label: str = Field(description="Column with the truth.")
-    task: Literal["classification", "regression"] = Field(description="Which kind of metrics applies.")
-    metrics: tuple[Metric, ...] = Field(min_length=1, description="What is measured; see Metric.")
-    slices: tuple[Slice, ...] = Field(default=(), description="Where it is measured apart; see Slice.")
-    latency_ms: LatencyBudget = Field(
-        default_factory=LatencyBudget, description="Budget of one offline call."
-    )
-    confidence: Probability = Field(default=0.95, description="Of the paired bootstrap intervals.")
-    min_rows: int = Field(default=1000, ge=1, description="Fewer held-out rows are INCONCLUSIVE.")
-    max_rows: int = Field(default=200_000, ge=1, description="More rows are sampled down (seeded).")
 
 
 class Shadow(Section):

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from configs.generation import LESS_IS_BETTER, Generation, PromptSlice, Scorer
 from evals.agreement import Agreement, Preference, order_bias
-from evals.intervals import Interval, generator, moment_interval
-from evals.metrics import Moments
+from evals.intervals import Interval, generator, moment_draws
+from evals.moments import Moments
 from evals.verdict import Finding, Outcome, Verdict, conclude
 
 FloatArray = NDArray[np.float64]
@@ -219,12 +219,10 @@ def _compared(
 def _paired_interval(
     ours: FloatArray, theirs: FloatArray, *, confidence: float, digest: str, purpose: str
 ) -> Interval:
-    return moment_interval(
-        Moments(ours[:, None], _itself),
-        Moments(theirs[:, None], _itself),
-        confidence=confidence,
-        rng=generator(digest, purpose),
+    draws = moment_draws(
+        Moments(ours[:, None], _itself), Moments(theirs[:, None], _itself), rng=generator(digest, purpose)
     )
+    return draws.interval(confidence)
 
 
 def _itself(means: FloatArray) -> FloatArray:

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,8 @@ def word_similarity(ours: Sequence[str], theirs: Sequence[str]) -> NDArray[np.fl
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     texts = [normalised(text) or "(empty)" for text in (*ours, *theirs)]
-    vectors = TfidfVectorizer(analyzer=str.split).fit_transform(texts)
+    vectorizer: Any = TfidfVectorizer  # its analyzer may be a callable, which some of its stubs do not know
+    vectors = vectorizer(analyzer=str.split).fit_transform(texts)
     products = vectors[: len(ours)].multiply(vectors[len(ours) :]).sum(axis=1)
     return np.clip(np.asarray(products, np.float64).ravel(), 0.0, 1.0)
 

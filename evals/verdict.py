@@ -34,7 +34,8 @@ class Finding:
 
     `candidate` and `champion` are point estimates in the unit of `metric`; `low` and `high`
     bound the difference candidate minus champion; `evidence` is an e-value and `needed` the
-    e-value at which this finding decides (1/alpha). Whatever does not apply is None.
+    e-value at which this finding decides (1/alpha). Whatever does not apply is None. A finding
+    that does not block informs only: no verdict rests on it.
     """
 
     metric: str
@@ -47,6 +48,7 @@ class Finding:
     evidence: float | None = None
     needed: float | None = None
     units: int | None = None
+    blocks: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +81,15 @@ class Verdict:
 
 
 def conclude(findings: tuple[Finding, ...], *, nothing: str = "no evidence at all") -> Verdict:
-    """Combine findings: the gravest one decides (FAIL, then ERROR, INCONCLUSIVE, PASS).
+    """Combine findings: the gravest one that blocks decides (FAIL, then ERROR, INCONCLUSIVE, PASS).
 
-    No findings is INCONCLUSIVE with the reason `nothing`: what was not asked never passes.
+    None that blocks is INCONCLUSIVE with the reason `nothing`: what was not asked never passes.
     """
-    if not findings:
-        return Verdict(Outcome.INCONCLUSIVE, nothing)
-    gravest = max((finding.outcome for finding in findings), key=_SEVERITY.__getitem__)
-    deciding = [finding.reason for finding in findings if finding.outcome is gravest]
+    blocking = [finding for finding in findings if finding.blocks]
+    if not blocking:
+        return Verdict(Outcome.INCONCLUSIVE, nothing, findings)
+    gravest = max((finding.outcome for finding in blocking), key=_SEVERITY.__getitem__)
+    deciding = [finding.reason for finding in blocking if finding.outcome is gravest]
     reason = deciding[0] if gravest is not Outcome.PASS else "; ".join(deciding)
     if gravest is not Outcome.PASS and len(deciding) > 1:
         reason += f" (and {len(deciding) - 1} more)"

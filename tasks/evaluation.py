@@ -1,136 +1,144 @@
-"""The offline gate's hands: reads the held-out rows, scores both versions, asks `evals.gate`."""
+"""The offline gate's order: read the held-out rows, score both versions, ask `evals.gate`.
+
+Three steps with a seam between each: `tasks.held_out` (rows), `tasks.scoring` (answers), and the
+verdict, to which guards and evaluators add findings of their own. A release's stage and the
+command `interlock evaluate` run the same `evaluate_version`.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import logging
-import time
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from configs.evaluation import Evaluation
 from configs.generation import Generation
-from configs.policy import Evaluation
 from evals.gate import Scores
 from evals.gate import evaluate as decide
-from evals.metrics import MORE_IS_BETTER, CustomMetric, MetricError, Predictions
-from evals.verdict import Outcome, Verdict
+from evals.labels import judge_labels, note_missing
+from evals.metrics import MORE_IS_BETTER, CustomMetric, MetricError, Predictions, is_known
+from evals.verdict import Finding, Outcome, Verdict
 from serving.errors import SetupError
 from tasks.bench import Bench
 from tasks.generation import evaluate_answers
+from tasks.held_out import HeldOut, policy_of, read_held_out
 from tasks.release import Release
+from tasks.scoring import ModelFault, candidate_answers, champion_answers
 from tasks.signatures import note_signature
 
 if TYPE_CHECKING:
-    import pandas as pd
     from numpy.typing import NDArray
 
 _LOG = logging.getLogger("interlock.evaluation")
-_BATCH_ROWS = 10_000
-_TIMED_CALLS = 60
-_WARM_UP_CALLS = 10
 
 
-class _ModelFault(Exception):
-    """The version itself could not answer the held-out rows."""
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is evaluated, for whom: a version, and the champion that it is compared with ("" for none).
+
+    `tell` hears the newest numbers for people, `check` raises where the work must stop. `run_id` is
+    the MLflow run that evidence is logged to, "" for none; `release_id` "" outside of a release.
+    """
+
+    bench: Bench
+    version: str
+    champion: str
+    tell: Callable[[Mapping[str, Any]], object]
+    check: Callable[[], object]
+    run_id: str = ""
+    release_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A verdict with what it rests on; `scores` is None where the versions were not scored."""
+
+    verdict: Verdict
+    held_out: HeldOut
+    scores: Scores | None = None
 
 
 def evaluate_candidate(release: Release) -> Verdict:
+    """A release's evaluation: its verdict, with numbers in the release's MLflow run.
+
+    A language model's answers are judged where it was placed (`tasks.generation`), all others here.
+    """
+    generation = release.bench.policy.evaluation
+    if isinstance(generation, Generation):
+        return evaluate_answers(release, generation)
+    subject = Subject(
+        bench=release.bench,
+        version=release.version,
+        champion=release.row.champion,
+        tell=release.progress,
+        check=release.check,
+        run_id=release.row.mlflow_run_id,
+        release_id=release.row.id,
+    )
+    verdict = evaluate_version(subject).verdict
+    now = release.bench.clock()
+    for finding in verdict.findings:
+        release.trail.numbers(_numbers(finding), now=now, step=0)
+    return verdict
+
+
+def evaluate_version(subject: Subject) -> Evaluated:
     """Score candidate and champion on the same held-out rows and decide.
 
     A candidate that raises on them, or answers what is no number, FAILs. Data that cannot be
     read raises `SetupError`: that is nobody's fault but the set-up's.
     """
-    bench, policy = release.bench, release.bench.policy.evaluation
-    if isinstance(policy, Generation):
-        return evaluate_answers(release, policy)
-    rows = read_rows(bench, policy)
-    labels = rows.pop(policy.label).to_numpy()
-    digest = digest_of(rows, labels)
-    _LOG.info("%s: %d held-out rows, digest %s", release.row.id, len(rows), digest[:12])
-    release.progress({"rows": len(rows), "doing": f"scoring version {release.version}"})
-    candidate_uri = bench.registry.version(bench.policy.model, release.version).uri
+    bench, policy = subject.bench, policy_of(subject.bench)
+    functions = custom_metrics(policy)
+    held_out = read_held_out(bench, lambda read, total: _tell_rows(subject, read, total, "reading"))
+    _LOG.info("%s: %d held-out rows, digest %s", bench.name, len(held_out.labels), held_out.digest[:12])
+    unfit = judge_labels(policy, held_out.all_labels)
+    if unfit is not None:
+        return Evaluated(Verdict(unfit.outcome, unfit.reason, (unfit,)), held_out)
     try:
-        model = bench.runs.load_model(candidate_uri)
-        note_signature(bench, release.row.id, release.version, model)
-        candidate, latencies = _scores(release, model, rows), _call_ms(model, rows)
-    except _ModelFault as fault:
-        return Verdict(Outcome.FAIL, f"version {release.version} {fault}")
-    champion = None if release.first else _champion_scores(release, rows, digest)
+        ours, our_ms = _candidate(subject, held_out)
+    except ModelFault as fault:
+        reason = f"version {subject.version} {fault}"
+        finding = Finding("answers", Outcome.FAIL, reason)
+        return Evaluated(Verdict(Outcome.FAIL, reason, (finding,)), held_out)
+    theirs, their_ms = None, np.zeros(0)
+    if subject.champion:
+        theirs, their_ms = champion_answers(
+            bench,
+            subject.champion,
+            held_out,
+            lambda done: _tell_scored(subject, subject.champion, done, held_out),
+        )
+    labels = held_out.labels
     try:
         scores = Scores(
             labels=labels,
-            candidate=Predictions.read(candidate, labels, policy.task),
-            champion=None if champion is None else Predictions.read(champion, labels, policy.task),
-            rows=rows,
-            candidate_ms=latencies,
-            digest=digest,
-            functions=custom_metrics(policy),
+            candidate=Predictions.read(ours, labels, policy.task),
+            champion=None if theirs is None else Predictions.read(theirs, labels, policy.task),
+            rows=held_out.rows,
+            groups=held_out.rows[policy.group].to_numpy() if policy.group else None,
+            candidate_ms=our_ms,
+            champion_ms=their_ms,
+            digest=held_out.digest,
+            functions=functions,
         )
     except MetricError as error:
-        return Verdict(Outcome.ERROR, str(error))
-    verdict = decide(policy, scores)
-    now = bench.clock()
-    for finding in verdict.findings:
-        values = {"candidate": finding.candidate, "champion": finding.champion}
-        numbers = {
-            f"evaluate/{finding.metric}/{who}".replace("=", "_"): value
-            for who, value in values.items()
-            if value is not None
-        }
-        release.trail.numbers(numbers, now=now, step=0)
-    return verdict
-
-
-def read_rows(bench: Bench, policy: Evaluation) -> pd.DataFrame:
-    """The held-out rows with their labels, sampled down to `max_rows` (always the same ones).
-
-    A relative path is meant from the policy's folder.
-    """
-    import pandas as pd
-
-    location = policy.data
-    if "://" not in location:
-        path = Path(location).expanduser()
-        location = str(path if path.is_absolute() else bench.settings.policy_path(bench.name).parent / path)
-    read = (
-        pd.read_csv if location.split("?")[0].endswith((".csv", ".csv.gz", ".csv.zip")) else pd.read_parquet
-    )
-    try:
-        rows = read(location)
-    except (OSError, ValueError, ImportError) as error:
-        raise SetupError(
-            f"{bench.name}: evaluation.data {location} could not be read "
-            f"({error.__class__.__name__}: {str(error)[:200]}). Next: correct the path in the policy"
-        ) from error
-    if policy.label not in rows.columns:
-        raise SetupError(
-            f"{bench.name}: evaluation.data {location} has no column {policy.label!r}; it has "
-            f"{', '.join(map(str, rows.columns[:20]))}. Next: correct evaluation.label in the policy"
-        )
-    if len(rows) > policy.max_rows:
-        rows = rows.sample(policy.max_rows, random_state=0)
-    return rows.reset_index(drop=True)
-
-
-def digest_of(rows: pd.DataFrame, labels: NDArray[Any]) -> str:
-    """SHA-256 over the values of rows and labels: the key under which scores are cached."""
-    import pandas as pd
-
-    digest = hashlib.sha256()
-    digest.update(",".join(map(str, rows.columns)).encode())
-    digest.update(pd.util.hash_pandas_object(rows, index=False).to_numpy().tobytes())
-    digest.update(pd.util.hash_array(labels).tobytes())
-    return digest.hexdigest()
+        finding = Finding("answers", Outcome.ERROR, str(error))
+        return Evaluated(Verdict(Outcome.ERROR, str(error), (finding,)), held_out)
+    noted = note_missing(policy, held_out.all_labels)
+    others = () if noted is None else (noted,)
+    return Evaluated(decide(policy, scores, others), held_out, scores)
 
 
 def custom_metrics(policy: Evaluation) -> dict[str, CustomMetric]:
     """The policy's metrics that are dotted callables, imported. Raises `SetupError`."""
     found: dict[str, CustomMetric] = {}
     for metric in policy.metrics:
-        if metric.name in MORE_IS_BETTER:
+        if is_known(metric.name):
             continue
         module, _, attribute = metric.name.rpartition(".")
         try:
@@ -138,70 +146,42 @@ def custom_metrics(policy: Evaluation) -> dict[str, CustomMetric]:
         except (ImportError, AttributeError, ValueError) as error:
             raise SetupError(
                 f"evaluation.metrics: {metric.name!r} is neither built in nor a callable "
-                f"that can be imported ({error}). Built in: {', '.join(MORE_IS_BETTER)}. "
+                f"that can be imported ({error}). Built in: {', '.join(MORE_IS_BETTER)}, ndcg@K. "
                 "Next: correct the name in the policy"
             ) from error
     return found
 
 
-def _champion_scores(release: Release, rows: pd.DataFrame, digest: str) -> NDArray[Any]:
-    """The champion's predictions, from the cache where the same rows were scored before."""
-    bench, champion = release.bench, release.row.champion
-    run_id = bench.registry.version(bench.policy.model, champion).run_id
-    key = f"{bench.policy.model}-v{champion}-{run_id[:12]}-{digest[:16]}.npy"
-    cached = bench.settings.state / "cache" / "scores" / key
-    if cached.exists():
-        return np.load(cached, allow_pickle=False)
-    release.progress({"rows": len(rows), "doing": f"scoring champion {champion}"})
-    model = bench.runs.load_model(f"models:/{bench.policy.model}/{champion}")
-    try:
-        scores = _scores(release, model, rows)
-    except _ModelFault as fault:
-        raise SetupError(
-            f"{bench.name}: the champion, version {champion}, {fault}, so there is nothing to compare with. "
-            "Next: check evaluation.data against the champion's signature"
-        ) from fault
-    if scores.dtype.kind != "O":
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        part = cached.with_suffix(f".{time.monotonic_ns()}.part.npy")
-        np.save(part, scores)
-        part.replace(cached)
-    return scores
+def _candidate(subject: Subject, held_out: HeldOut) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    bench = subject.bench
+    uri = bench.registry.version(bench.policy.model, subject.version).uri
+    model = bench.runs.load_model(uri)
+    if subject.release_id:
+        note_signature(bench, subject.release_id, subject.version, model)
+    return candidate_answers(
+        policy_of(bench),
+        model,
+        held_out,
+        lambda done: _tell_scored(subject, subject.version, done, held_out),
+    )
 
 
-def _scores(release: Release, model: Any, rows: pd.DataFrame) -> NDArray[Any]:
-    parts: list[NDArray[Any]] = []
-    for start in range(0, len(rows), _BATCH_ROWS):
-        release.check()
-        parts.append(_predict(model, rows.iloc[start : start + _BATCH_ROWS]))
-    scores = np.concatenate(parts) if parts else np.zeros(0)
-    if scores.dtype.kind == "f" and not np.isfinite(scores).all():
-        raise _ModelFault(
-            f"answered {np.count_nonzero(~np.isfinite(scores))} of {len(scores)} rows without a number"
-        )
-    return scores
+def _tell_rows(subject: Subject, read: int, total: int | None, doing: str) -> None:
+    subject.check()
+    of = f" of {total}" if total else ""
+    subject.tell({"rows": read, "doing": f"{doing} held-out rows, {read}{of}"})
 
 
-def _call_ms(model: Any, rows: pd.DataFrame) -> NDArray[np.float64]:
-    """Milliseconds of single-row calls, after a warm-up."""
-    taken: list[float] = []
-    for index in range(min(_WARM_UP_CALLS + _TIMED_CALLS, len(rows))):
-        row = rows.iloc[index : index + 1]
-        begun = time.perf_counter()
-        _predict(model, row)
-        taken.append((time.perf_counter() - begun) * 1000)
-    return np.asarray(taken[_WARM_UP_CALLS:])
+def _tell_scored(subject: Subject, version: str, done: int, held_out: HeldOut) -> None:
+    subject.check()
+    rows = len(held_out.labels)
+    subject.tell({"rows": done, "doing": f"scoring version {version}, {done} of {rows} rows"})
 
 
-def _predict(model: Any, rows: pd.DataFrame) -> NDArray[Any]:
-    """The model's answer, one entry a row."""
-    try:
-        answer = model.predict(rows)
-    except Exception as error:  # whatever a model raises is the model's fault
-        raise _ModelFault(
-            f"raised {error.__class__.__name__} on held-out rows: {str(error)[:200]}"
-        ) from error
-    values = np.asarray(answer)
-    if values.ndim not in (1, 2) or len(values) != len(rows):
-        raise _ModelFault(f"answered shape {values.shape} to {len(rows)} rows")
-    return values
+def _numbers(finding: Finding) -> dict[str, float]:
+    values = {"candidate": finding.candidate, "champion": finding.champion}
+    return {
+        f"evaluate/{finding.metric}/{who}".replace("=", "_"): value
+        for who, value in values.items()
+        if value is not None
+    }

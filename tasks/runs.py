@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from serving.errors import ServingError, TransientError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow import MlflowClient
 
     from tasks.genai import Example, Scores
@@ -128,6 +129,62 @@ class Runs:
                     return Path(mlflow.data.get_source(found).load(str(folder)))
         return None
 
+    def dataset_location(self, run_id: str, name: str, folder: Path) -> str:
+        """Where the data set that a run logged under a name lies; downloaded where it has no address.
+
+        Raises `TrackingRefused` where the run has none of that name, or only the code that made it.
+        """
+        import mlflow.data
+
+        with _translated(f"data set {name} of run {run_id}", self.tracking_uri):
+            logged = self._client.get_run(run_id).inputs.dataset_inputs
+            found = next((one for one in logged if one.dataset.name == name), None)
+            if found is None:
+                names = ", ".join(sorted({one.dataset.name for one in logged})) or "none"
+                raise TrackingRefused(
+                    f"run {run_id} logged no data set {name!r}; it logged {names}. "
+                    "Next: correct evaluation.data in the policy"
+                )
+            source: Any = mlflow.data.get_source(found)
+            address = str(getattr(source, "uri", "") or getattr(source, "url", "") or "")
+            if address and not address.startswith(("runs:", "models:", "mlflow-artifacts:", "dbfs:")):
+                return address.removeprefix("file://")
+            if not hasattr(source, "load") or not address:
+                raise TrackingRefused(
+                    f"data set {name!r} of run {run_id} has no address to read it from (its source is "
+                    f"{found.dataset.source_type}). Next: log it with a source: "
+                    "mlflow.data.from_pandas(rows, source=PATH_OR_URL, name=...)"
+                )
+            return str(source.load(str(folder)))
+
+    def evaluation_dataset(self, name: str) -> tuple[pd.DataFrame, float]:
+        """An MLflow evaluation dataset by name (or id, `d-...`) as a table, and when it last changed.
+
+        Inputs are columns of their own names, expectations too. Records come in the order of their ids.
+        """
+        import pandas as pd
+        from mlflow.genai.datasets import get_dataset
+
+        with _translated(f"the MLflow dataset {name}", self.tracking_uri):
+            import mlflow
+
+            mlflow.set_tracking_uri(self.tracking_uri)
+            found: Any = get_dataset(dataset_id=name) if name.startswith("d-") else get_dataset(name=name)
+            frame = found.to_df()
+        if frame.empty:
+            return pd.DataFrame(), float(found.last_update_time) / 1000
+        records = frame.sort_values("dataset_record_id").to_dict("records")
+        rows = [{**(record["inputs"] or {}), **(record["expectations"] or {})} for record in records]
+        return pd.DataFrame(rows), float(found.last_update_time) / 1000
+
+    def signature(self, uri: str) -> dict[str, Any] | None:
+        """Inputs and outputs of a model's signature, without loading the model; None where it has none."""
+        import mlflow
+
+        mlflow.set_tracking_uri(self.tracking_uri)
+        with _translated(f"the signature of {uri}", self.tracking_uri):
+            return as_columns(mlflow.models.get_model_info(uri).signature)
+
     def close_run(self, run_id: str, *, status: str, tags: Mapping[str, str]) -> None:
         """End a run with MLflow's status (FINISHED, FAILED, KILLED) and its tags."""
         self.tag_run(run_id, tags)
@@ -163,6 +220,16 @@ class Runs:
         mlflow.set_tracking_uri(self.tracking_uri)
         with _translated(f"loading {uri}", self.tracking_uri):
             return mlflow.pyfunc.load_model(uri)
+
+
+def as_columns(signature: Any) -> dict[str, Any] | None:
+    """A signature of MLflow's as plain columns: {"inputs": [...], "outputs": [...]}."""
+    if signature is None:
+        return None
+    return {
+        "inputs": signature.inputs.to_dict() if signature.inputs else [],
+        "outputs": signature.outputs.to_dict() if signature.outputs else [],
+    }
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.bench import Bench
+from tasks.runs import as_columns
 
 _LOG = logging.getLogger("interlock.signatures")
 _NOTED = "signature"
@@ -28,7 +29,7 @@ Columns = Sequence[Mapping[str, Any]]
 
 def note_signature(bench: Bench, release_id: str, version: str, model: Any) -> None:
     """Keep a loaded model's signature in the journal; models without one have nothing to keep."""
-    signature = getattr(getattr(model, "metadata", None), "signature", None)
+    signature = as_columns(getattr(getattr(model, "metadata", None), "signature", None))
     if signature is None:
         return
     bench.journal.record(
@@ -38,8 +39,7 @@ def note_signature(bench: Bench, release_id: str, version: str, model: Any) -> N
         now=bench.clock(),
         release_id=release_id,
         version=version,
-        inputs=signature.inputs.to_dict() if signature.inputs else [],
-        outputs=signature.outputs.to_dict() if signature.outputs else [],
+        **signature,
     )
 
 
@@ -49,6 +49,11 @@ def client_break(bench: Bench, serving: str, other: str) -> str:
     if now is None or then is None:
         _LOG.info("%s: signatures of %s and %s are not both known", bench.name, serving, other)
         return ""
+    return signature_break(now, then)
+
+
+def signature_break(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
+    """What clients of the signature `now` would lose with `then`; "" for nothing."""
     return _inputs_break(now["inputs"], then["inputs"]) or _outputs_break(now["outputs"], then["outputs"])
 
 

@@ -23,7 +23,11 @@ def test_keys_are_those_of_a_whole_policy() -> None:
         "labels": {},
         "sagemaker": whole_sagemaker(),
     }
-    content["evaluation"]["slices"] = [{"column": "c", "metric": "mae", "margin": 0.1}]
+    content["evaluation"] |= {
+        "slices": [{"column": "c", "metric": "mae", "margin": 0.1}],
+        "cost": {"per_call_usd": 0.1, "max_usd": 1},
+        "fresh": {"max_age_s": 1},
+    }
 
     def leaves(value: object, path: str = "") -> set[str]:
         if isinstance(value, dict) and value:

@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from configs.policy import Evaluation, LatencyBudget, Metric, Slice
+from configs.evaluation import Evaluation, Metric, Slice
+from configs.section import LatencyBudget
 from evals.gate import Scores, evaluate
-from evals.intervals import generator, moment_interval, resampled_interval, sample_rows
-from evals.metrics import MORE_IS_BETTER, MetricError, Predictions, is_known, measure, moments
+from evals.intervals import generator, moment_draws, resampled_draws
+from evals.metrics import MORE_IS_BETTER, MetricError, Predictions, is_known, measure
+from evals.moments import moments
 from evals.verdict import Finding, Outcome, Verdict, conclude
 
 ROWS = 4000
@@ -113,7 +115,7 @@ def test_the_interval_covers() -> None:
                 moments("accuracy", np.ones(rows, int), Predictions(classes=r.astype(int)), np.array([0, 1]))
                 for r in right
             )
-            found = moment_interval(ours, theirs, confidence=0.95, rng=generator("d", str(trial)))
+            found = moment_draws(ours, theirs, rng=generator("d", str(trial))).interval(0.95)
             inside += found.low <= 0.05 <= found.high
         assert inside >= 51
 
@@ -289,19 +291,9 @@ def test_predictions_are_understood_or_refused() -> None:
     assert part.probability.tolist() == [0.3]
 
 
-def test_samples_of_rows_are_seeded() -> None:
-    assert sample_rows(10, 10, "d") is None
-    rows = sample_rows(1000, 100, "d")
-    assert rows.size == np.unique(rows).size == 100
-    assert np.array_equal(rows, sample_rows(1000, 100, "d"))
-    assert not np.array_equal(rows, sample_rows(1000, 100, "e"))
-
-
 def test_any_difference_can_be_resampled() -> None:
     values = np.random.default_rng(0).normal(1, 1, 500)
-    found = resampled_interval(
-        lambda rows: float(values[rows].mean()), 500, confidence=0.95, rng=generator("d")
-    )
+    found = resampled_draws(lambda rows: float(values[rows].mean()), 500, rng=generator("d")).interval(0.95)
     assert found.low < 1 < found.high
 
 
@@ -310,7 +302,6 @@ def test_one_sided_ranks_have_no_area() -> None:
         moments("roc_auc", np.ones(5, int), Predictions(probability=np.full(5, 0.5)), np.array([0, 1]))
         is None
     )
-    assert moments("calibration_error", np.ones(5, int), Predictions(), np.array([0, 1])) is None
 
 
 def test_the_gravest_finding_decides() -> None:
