@@ -20,6 +20,7 @@ from configs.labels import Labels
 from configs.notify import Notify
 from configs.sagemaker import SageMaker
 from configs.section import LatencyBudget, Name, Probability, Section
+from configs.text_shadow import TextShadow
 from configs.watch import Watch
 
 
@@ -83,8 +84,9 @@ class Shadow(Section):
     score_tolerance: float | None = Field(
         default=None,
         ge=0,
-        description="Outputs further apart than this disagree (numbers and scores). Required.",
+        description="Outputs further apart than this disagree (numbers and scores). Required without `text`.",
     )
+    text: TextShadow | None = Field(default=None, description="Answers are words, compared as such.")
     max_disagreement: Probability = Field(
         default=0.2, description="Budget: share of pairs whose outputs may disagree."
     )
@@ -96,7 +98,7 @@ class Shadow(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Shadow:
-        if self.enabled and self.score_tolerance is None:
+        if self.enabled and self.score_tolerance is None and self.text is None:
             raise ValueError("shadow.score_tolerance has no default: say how far apart two outputs may be")
         if not self.enabled and not self.reason:
             raise ValueError("shadow.enabled is false: shadow.reason must say why")

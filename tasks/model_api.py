@@ -9,6 +9,7 @@ import json
 import os
 import random
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -42,6 +43,7 @@ class ModelApi:
         self._client = httpx.Client(
             headers=headers, timeout=api.timeout_s, trust_env=not is_loopback(api.url)
         )
+        weakref.finalize(self, self._client.close)  # for callers that only ever drop it
 
     def __enter__(self) -> ModelApi:
         return self

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from evals.compare import compare_bodies
+from configs.policy import Shadow
+from evals.compare import Agreement, compare_bodies
 from evals.looks import LatencyThresholds
 from evals.shadow import PairCounts, ShadowJudge, count_slower
 from evals.verdict import Outcome, Verdict
@@ -22,6 +23,7 @@ from serving.endpoint import Endpoint, Slot
 from serving.records import LookRow, Stage
 from serving.replay import EndpointAsker, Pair, Replayer, Side
 from tasks.release import Release
+from tasks.text_pairs import TextPairs
 
 _LOG = logging.getLogger("interlock.shadow")
 _STAGE = Stage.SHADOW.value
@@ -45,6 +47,7 @@ class _Shadow:
     thresholds: LatencyThresholds | None = None
     timed_ms: list[float] = field(default_factory=list)
     examples: list[dict[str, Any]] = field(default_factory=list)
+    texts: TextPairs | None = None
 
 
 def run_shadow(release: Release) -> Verdict:
@@ -126,17 +129,15 @@ def _look(release: Release, shadow: _Shadow, replayer: Replayer) -> Verdict:
 def count_pairs(release: Release, shadow: _Shadow, pairs: Sequence[Pair]) -> PairCounts:
     """Compare pairs and count. The first timed pairs set the latency thresholds, later ones count."""
     policy = release.bench.policy
-    tolerance = policy.shadow.score_tolerance
-    assert tolerance is not None
     table = {(False, False): 0, (True, False): 0, (False, True): 0, (True, True): 0}
     disagreeing = 0
-    for pair in pairs:
+    agreements = _agreements(policy.shadow, shadow, pairs)
+    for pair, agreement in zip(pairs, agreements, strict=True):
         champion_bad = is_bad(pair.champion_status)
-        candidate_bad = is_bad(pair.candidate.status) or _refuses_what_was_fine(pair)
+        candidate_bad = _is_candidate_bad(pair)
         table[candidate_bad, champion_bad] += 1
         why = f"status {pair.candidate.status}" if candidate_bad else ""
-        if not candidate_bad and not champion_bad:
-            agreement = compare_bodies(pair.candidate.body, pair.champion_body, score_tolerance=tolerance)
+        if agreement is not None:
             disagreeing += not agreement.agree
             why = agreement.reason
         if why and len(shadow.examples) < _EXAMPLES_MAX:
@@ -162,9 +163,29 @@ def count_pairs(release: Release, shadow: _Shadow, pairs: Sequence[Pair]) -> Pai
     )
 
 
+def _agreements(policy: Shadow, shadow: _Shadow, pairs: Sequence[Pair]) -> list[Agreement | None]:
+    """Whether the answers of each pair agree; None where one side failed."""
+    fine = [pair for pair in pairs if not is_bad(pair.champion_status) and not _is_candidate_bad(pair)]
+    if shadow.texts is not None:
+        found = shadow.texts.compare(fine)
+    else:
+        tolerance = policy.score_tolerance
+        assert tolerance is not None
+        found = [
+            compare_bodies(pair.candidate.body, pair.champion_body, score_tolerance=tolerance)
+            for pair in fine
+        ]
+    by_pair = {id(pair): agreement for pair, agreement in zip(fine, found, strict=True)}
+    return [by_pair.get(id(pair)) for pair in pairs]
+
+
 def is_bad(status: int) -> bool:
     """Whether a status is the version's failure: no answer, or a server error."""
     return status == 0 or status >= 500
+
+
+def _is_candidate_bad(pair: Pair) -> bool:
+    return is_bad(pair.candidate.status) or _refuses_what_was_fine(pair)
 
 
 def _refuses_what_was_fine(pair: Pair) -> bool:
@@ -192,12 +213,17 @@ def _keep_examples(release: Release, shadow: _Shadow) -> None:
     from tasks.trail import plain_json
 
     release.trail.document("shadow_examples.json", plain_json(shadow.examples))
+    page = shadow.texts.page() if shadow.texts is not None else None
+    if page is not None:
+        release.trail.document("shadow_differences.html", page)
 
 
 def _restore(release: Release) -> _Shadow:
     """The shadow as it was after the last stored look."""
     policy = release.bench.policy
     shadow = _Shadow(ShadowJudge(policy.shadow, policy.canary.errors.margin, policy.canary.latency))
+    if policy.shadow.text is not None:
+        shadow.texts = TextPairs(release, policy.shadow.text)
     for look in release.bench.journal.looks(release.row.id, _STAGE):
         shadow.judge.look(PairCounts.from_dict(look.stats["counts"]))
         shadow.number = look.number

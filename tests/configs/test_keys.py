@@ -23,6 +23,7 @@ def test_keys_are_those_of_a_whole_policy() -> None:
         "labels": {},
         "sagemaker": whole_sagemaker(),
     }
+    content["shadow"]["text"] = {"embeddings": {"url": "http://127.0.0.1:9/v1", "model": "e"}}
     content["evaluation"] |= {
         "slices": [{"column": "c", "metric": "mae", "margin": 0.1}],
         "cost": {"per_call_usd": 0.1, "max_usd": 1},

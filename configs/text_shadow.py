@@ -1,0 +1,41 @@
+"""How the shadow compares answers in words."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from configs.generation import Api
+from configs.section import Section
+
+
+class TextShadow(Section):
+    """When two answers in words agree, and what a person may see of those that do not."""
+
+    compare: Literal["normalised", "words", "embeddings"] = Field(
+        default="words",
+        description="normalised: the same but for case, white space and final stops; words: the share of "
+        "words in the same order; embeddings: the cosine by `embeddings`.",
+    )
+    min_similarity: float = Field(
+        default=0.8, ge=0, le=1, description="Answers less alike disagree (words, embeddings)."
+    )
+    embeddings: Api | None = Field(default=None, description="Any /v1/embeddings; needed to compare by it.")
+    judge_apart: int = Field(
+        default=0,
+        ge=0,
+        description="Most answers a look that the judge of `evaluation` is asked about where they disagree: "
+        "those it finds no worse agree after all. Only a judge whose agreement the evaluation showed.",
+    )
+    examples: int = Field(default=20, ge=0, le=200, description="Most different answers that the page shows.")
+    show: Literal["redacted", "full", "nothing"] = Field(
+        default="redacted",
+        description="Texts on the page: without the personal data that patterns find, as they are, or none.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> TextShadow:
+        if self.compare == "embeddings" and self.embeddings is None:
+            raise ValueError("shadow.text.compare embeddings needs shadow.text.embeddings")
+        return self

@@ -1,0 +1,162 @@
+"""The shadow's pairs where answers are words: how alike they are, and the page of the most different ones.
+
+Two language models hardly ever say the same byte for byte, so agreement is a similarity above the
+policy's, and a trusted judge may overrule a difference of words that makes no difference.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.generation import Generation
+from configs.text_shadow import TextShadow
+from evals.compare import Agreement
+from evals.texts import closeness, cosine, normalised
+from evals.verdict import Outcome
+from serving.completions import read_completion, read_prompt
+from serving.guards.personal import redact_personal
+from serving.records import Stage
+from serving.replay import Pair
+from tasks.judging import JudgeClient, Question
+from tasks.model_api import ModelApi
+from tasks.release import Release
+
+_SHOWN_CHARS = 2000
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Difference:
+    """A pair of answers apart, for people; ordered by how far. Texts are redacted as the policy says."""
+
+    distance: float
+    request_id: str
+    prompt: str
+    candidate: str
+    champion: str
+    judged: str
+
+
+class TextPairs:
+    """Compares pairs of answers and keeps the most different ones. Raises ModelApiError."""
+
+    def __init__(self, release: Release, policy: TextShadow) -> None:
+        self._release = release
+        self._policy = policy
+        self._judge = _trusted_judge(release) if policy.judge_apart else None
+        self._kept: list[Difference] = []
+        self.judged_no_worse = 0
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Agreement]:
+        """One agreement a pair; both sides of every pair have answered."""
+        if not pairs:
+            return []
+        ours, theirs = _texts(pairs, candidate=True), _texts(pairs, candidate=False)
+        found = [
+            _agreement(one, other, value, self._policy)
+            for one, other, value in zip(ours, theirs, self._similarities(ours, theirs), strict=True)
+        ]
+        self._overrule(pairs, ours, theirs, found)
+        return found
+
+    def page(self) -> str | None:
+        """The page that shows the most different answers side by side; None where none was apart."""
+        import jinja2
+
+        if not self._kept:
+            return None
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(Path(__file__).parent),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        row = self._release.row
+        return environment.get_template("differences.html.j2").render(
+            release=row, differences=sorted(self._kept, reverse=True), policy=self._policy
+        )
+
+    def _similarities(self, ours: list[str | None], theirs: list[str | None]) -> NDArray[np.float64]:
+        plain = [(one or "", other or "") for one, other in zip(ours, theirs, strict=True)]
+        if self._policy.compare == "normalised":
+            return np.array([float(normalised(one) == normalised(other)) for one, other in plain])
+        if self._policy.embeddings is None or self._policy.compare == "words":
+            return np.array([closeness(one, other) for one, other in plain])
+        with ModelApi(self._policy.embeddings) as api:
+            vectors = api.embed([one for one, _ in plain] + [other for _, other in plain])
+        return cosine(vectors[: len(plain)], vectors[len(plain) :])
+
+    def _overrule(
+        self,
+        pairs: Sequence[Pair],
+        ours: list[str | None],
+        theirs: list[str | None],
+        found: list[Agreement],
+    ) -> None:
+        """Ask the judge about some that are apart, and remember those apart for the page."""
+        apart = [index for index, one in enumerate(found) if not one.agree]
+        asked = apart[: self._policy.judge_apart] if self._judge is not None else []
+        for index in apart:
+            prompt = read_prompt(pairs[index].exchange.request) or ""
+            judged = ""
+            one, other = ours[index], theirs[index]
+            if index in asked and self._judge is not None and one is not None and other is not None:
+                preference = self._judge.compare(Question(prompt), one, other)
+                no_worse = preference.score >= 0.5 and not preference.follows_order
+                judged = "no worse" if no_worse else "worse, or undecided"
+                if no_worse:
+                    self.judged_no_worse += 1
+                    found[index] = Agreement(True, largest=found[index].largest)
+            self._keep(pairs[index].request_id, found[index].largest, prompt, (one, other), judged)
+
+    def _keep(
+        self, request_id: str, distance: float, prompt: str, texts: tuple[str | None, str | None], judged: str
+    ) -> None:
+        if len(self._kept) >= self._policy.examples and (
+            not self._kept or distance <= self._kept[0].distance
+        ):
+            return
+        shown = [self._shown(text) for text in (prompt, *texts)]
+        heapq.heappush(self._kept, Difference(distance, request_id, shown[0], shown[1], shown[2], judged))
+        if len(self._kept) > self._policy.examples:
+            heapq.heappop(self._kept)
+
+    def _shown(self, text: str | None) -> str:
+        if text is None:
+            return "(no answer in words)"
+        if self._policy.show == "nothing":
+            return "(not shown, by the policy)"
+        return (redact_personal(text) if self._policy.show == "redacted" else text)[:_SHOWN_CHARS]
+
+
+def _texts(pairs: Sequence[Pair], *, candidate: bool) -> list[str | None]:
+    bodies = [pair.candidate.body if candidate else pair.champion_body for pair in pairs]
+    found = [read_completion(body) for body in bodies]
+    return [None if one is None else one.text for one in found]
+
+
+def _agreement(one: str | None, other: str | None, similarity: float, policy: TextShadow) -> Agreement:
+    """`largest` is the distance, 1 - similarity. Two bodies without words (refused alike) agree."""
+    if one is None or other is None:
+        agree = one is None and other is None
+        return Agreement(agree, "" if agree else "only one version answered in words", float(not agree))
+    needed = 1.0 if policy.compare == "normalised" else policy.min_similarity
+    if similarity >= needed - 1e-9:
+        return Agreement(True, largest=1 - similarity)
+    return Agreement(False, f"similarity {similarity:.2f}, {needed:g} is wanted", 1 - similarity)
+
+
+def _trusted_judge(release: Release) -> JudgeClient | None:
+    """The evaluation's judge, if this release's evaluation showed that it agrees with people."""
+    policy = release.bench.policy.evaluation
+    findings = release.row.verdicts.get(Stage.EVALUATE.value, {}).get("findings", ())
+    shown = any(
+        one["metric"] == "judge agreement" and one["outcome"] == Outcome.PASS.value for one in findings
+    )
+    if not isinstance(policy, Generation) or policy.judge is None or not shown:
+        return None
+    return JudgeClient(policy.judge, ModelApi(policy.judge.api))
