@@ -49,7 +49,7 @@ class FakeEndpoint:
 
     `behave(version, behaviour)` says what a version answers, `break_start(version)` that it never
     becomes healthy, `sicken(version)` that it no longer is, `fail_next(verb, error)` makes one verb
-    raise once, before it does anything.
+    raise once, before it does anything. `answered_by` is the version of the newest live request.
     """
 
     capabilities = Capabilities(
@@ -68,6 +68,7 @@ class FakeEndpoint:
         self._rows: list[dict[str, object]] = []
         self._exchanges: list[Exchange] = []
         self.calls: list[str] = []
+        self.answered_by = ""
 
     def behave(self, version: str, behaviour: Behaviour) -> None:
         """Say what a version answers from now on."""
@@ -97,6 +98,7 @@ class FakeEndpoint:
         in_share = bucket_of(route.salt, tenant, user or request_id) < route.share_bp
         slot = route.other if in_share else route.default
         version = route.other_version if in_share else route.default_version
+        self.answered_by = version
         reply = self._answer(version, body)
         self._rows.append(
             {

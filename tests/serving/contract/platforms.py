@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
+from pathlib import Path
 from typing import Protocol
 
+from configs.policy import Policy
+from configs.settings import Settings
 from serving.endpoint import Endpoint, Reply
 from serving.fake import FakeEndpoint
+from serving.sagemaker.endpoint import SageMakerEndpoint
+from tests.configs.policies import sagemaker_content, valid_content
+from tests.doubles.aws.cloud import Cloud
 from tests.serving.gateway.lab import Lab
 
 _NUMBERS = itertools.count()
@@ -43,8 +50,11 @@ def _obey(body: bytes) -> Reply:
 
 
 class FakePlatform:
+    def __init__(self, kind: type[FakeEndpoint] = FakeEndpoint) -> None:
+        self._kind = kind
+
     def endpoint(self) -> Endpoint:
-        made = FakeEndpoint(f"contract-{next(_NUMBERS)}")
+        made = self._kind(f"contract-{next(_NUMBERS)}")
         for version in ("1", "2", "3"):
             made.behave(version, _obey)
         made.break_start("broken")
@@ -59,7 +69,7 @@ class FakePlatform:
     def send(self, endpoint: Endpoint, command: dict | None = None, *, user: str = "") -> tuple[int, str]:
         assert isinstance(endpoint, FakeEndpoint)
         reply = endpoint.send(json.dumps(command or {}).encode(), user=user)
-        return reply.status, str(endpoint.observations("0").frame["version"].iloc[-1])
+        return reply.status, endpoint.answered_by
 
 
 class LocalPlatform:
@@ -79,3 +89,61 @@ class LocalPlatform:
         path = f"/{endpoint.name}/invocations"
         answer = self._lab.ask(command, path=path, headers={"x-user-id": user})
         return answer.status, answer.headers.get("x-interlock-version", "")
+
+
+def sagemaker_policy(endpoint: str = "flights", **section: object) -> Policy:
+    """One whose platform is SageMaker, with captures that come at once."""
+    here = {"capture": {"uri": "s3://models/captures", "delay_s": 0}, "metrics_delay_s": 0, **section}
+    return Policy.model_validate(
+        {
+            **valid_content(),
+            "endpoint": endpoint,
+            "platform": "sagemaker",
+            "assign_by": "request",
+            "canary": {"lease_s": 300},
+            "sagemaker": sagemaker_content(**here),
+        }
+    )
+
+
+def model_folder(folder: Path) -> Path:
+    """What stands for a model's files."""
+    folder.mkdir(exist_ok=True)
+    (folder / "MLmodel").write_text("flavors: {}")
+    return folder
+
+
+class SageMakerPlatform:
+    """The real boto3 against the double of a region; time runs, but nothing takes long."""
+
+    def __init__(self, cloud: Cloud, folder: Path, **section: object) -> None:
+        self.cloud = cloud
+        self._folder = folder
+        self._section = section
+        cloud.start_s = cloud.update_s = 0.03
+        cloud.weights_s = 0.02
+        cloud.broken.add("broken")
+        for version in ("1", "2", "3"):
+            cloud.behave(version, _obey)
+
+    def endpoint(self) -> SageMakerEndpoint:
+        return self._open(f"contract-{next(_NUMBERS)}")
+
+    def same(self, endpoint: Endpoint) -> SageMakerEndpoint:
+        return self._open(endpoint.name)
+
+    def dispose(self, endpoint: Endpoint) -> None:
+        del endpoint
+
+    def send(self, endpoint: Endpoint, command: dict | None = None, *, user: str = "") -> tuple[int, str]:
+        variant, reply = self.cloud.invoke(endpoint.name, json.dumps(command or {}).encode())
+        return reply.status, variant.partition("-v")[2]
+
+    def _open(self, name: str) -> SageMakerEndpoint:
+        return SageMakerEndpoint(
+            name,
+            sagemaker_policy(name, **self._section),
+            Settings(state_dir=self._folder / "state"),
+            sleep=lambda seconds: time.sleep(min(seconds, 0.02)),
+            fetch=lambda _uri: model_folder(self._folder / "model"),
+        )

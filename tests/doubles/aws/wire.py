@@ -1,0 +1,154 @@
+"""AWS's protocols from the other side, driven by botocore's own models.
+
+Requests are decoded and validated against the operation's input shape (members, types, enumerations,
+patterns, bounds); answers are refused unless every field is of the output shape, with its type.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import json
+import re
+from typing import Any
+
+import botocore.session
+from botocore.model import OperationModel, Shape
+from botocore.parsers import RpcV2CBORParser
+from botocore.serialize import RpcV2CBORSerializer
+
+_MODELS: dict[str, Any] = {}
+
+
+def service(name: str) -> Any:
+    """botocore's model of a service."""
+    if name not in _MODELS:
+        _MODELS[name] = botocore.session.get_session().get_service_model(name)
+    return _MODELS[name]
+
+
+class Fault(Exception):
+    """An error answer of the service."""
+
+    def __init__(self, code: str, message: str, status: int = 400, **more: Any) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code, self.message, self.status, self.more = code, message, status, more
+
+
+def invalid(message: str) -> Fault:
+    """What services say of a request that their model does not allow."""
+    return Fault("ValidationException", message)
+
+
+# -- validation --------------------------------------------------------------------------------------
+
+
+def check(value: Any, shape: Shape, path: str = "") -> None:
+    """Raise a ValidationException unless the value fits the shape, deeply. Timestamps are numbers."""
+    kind = shape.type_name
+    if kind == "structure":
+        _check_structure(value, shape, path)
+    elif kind == "list":
+        if not isinstance(value, list):
+            raise invalid(f"{path} is no list")
+        _check_bounds(len(value), shape, path)
+        for index, item in enumerate(value):
+            check(item, shape.member, f"{path}[{index}]")
+    elif kind == "map":
+        if not isinstance(value, dict):
+            raise invalid(f"{path} is no map")
+        for key, item in value.items():
+            check(key, shape.key, f"{path} key")
+            check(item, shape.value, f"{path}.{key}")
+    elif kind == "string":
+        _check_string(value, shape, path)
+    elif kind in ("integer", "long", "float", "double"):
+        wanted = int if kind in ("integer", "long") else (int, float)
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise invalid(f"{path} is no {kind}: {value!r}")
+        _check_bounds(value, shape, path)
+    elif kind == "boolean" and not isinstance(value, bool):
+        raise invalid(f"{path} is no boolean: {value!r}")
+    elif kind == "timestamp" and not isinstance(value, (int, float, dt.datetime)):
+        raise invalid(f"{path} is no timestamp: {value!r}")
+
+
+def _check_structure(value: Any, shape: Shape, path: str) -> None:
+    if not isinstance(value, dict):
+        raise invalid(f"{path} is no structure")
+    unknown = set(value) - set(shape.members)
+    if unknown:
+        raise invalid(f"{path} has unknown members {sorted(unknown)}")
+    missing = set(shape.required_members) - set(value)
+    if missing:
+        raise invalid(f"{path} lacks {sorted(missing)}")
+    for name, item in value.items():
+        check(item, shape.members[name], f"{path}.{name}" if path else name)
+
+
+def _check_string(value: Any, shape: Shape, path: str) -> None:
+    if not isinstance(value, str):
+        raise invalid(f"{path} is no string: {value!r}")
+    _check_bounds(len(value), shape, path)
+    if shape.enum and value not in shape.enum:
+        raise invalid(f"{path}: {value!r} is not one of {shape.enum[:5]}...")
+    pattern = shape.metadata.get("pattern")
+    if pattern and r"\uD800" not in pattern:  # "any character", spelled in Java's surrogates
+        python = pattern.replace(r"\p{L}", r"\w").replace(r"\p{Z}", r"\s").replace(r"\p{N}", r"\d")
+        if re.fullmatch(python, value, re.DOTALL) is None:
+            raise invalid(f"{path}: {value!r} does not match {pattern}")
+
+
+def _check_bounds(size: float, shape: Shape, path: str) -> None:
+    low, high = shape.metadata.get("min"), shape.metadata.get("max")
+    if low is not None and size < low:
+        raise invalid(f"{path} is less than {low}")
+    if high is not None and size > high:
+        raise invalid(f"{path} is more than {high}")
+
+
+# -- JSON 1.1 (sagemaker, application-autoscaling) ---------------------------------------------------
+
+
+def from_json(operation: OperationModel, body: bytes) -> dict[str, Any]:
+    """A request's members, valid."""
+    asked = json.loads(body or b"{}")
+    check(asked, operation.input_shape)
+    return asked
+
+
+def to_json(operation: OperationModel, answer: dict[str, Any] | None) -> bytes:
+    """An answer's body, refused where a field is not of the output shape."""
+    if operation.output_shape is not None:
+        check(answer or {}, operation.output_shape)
+    elif answer:
+        raise AssertionError(f"{operation.name} answers nothing, not {answer}")
+    return json.dumps(answer or {}, default=lambda time: time.timestamp()).encode()
+
+
+# -- CBOR (cloudwatch) -------------------------------------------------------------------------------
+
+
+def from_cbor(operation: OperationModel, body: bytes) -> dict[str, Any]:
+    """The same for smithy-rpc-v2-cbor."""
+    asked = RpcV2CBORParser().parse_data_item(io.BufferedReader(io.BytesIO(body))) if body else {}
+    check(asked, operation.input_shape)
+    return asked
+
+
+def to_cbor(operation: OperationModel, answer: dict[str, Any] | None) -> bytes:
+    """An answer in CBOR; the serializer for requests serves for answers too."""
+    if operation.output_shape is None:
+        return b"\xa0"
+    check(answer or {}, operation.output_shape)
+    packed = bytearray()
+    RpcV2CBORSerializer()._serialize_data_item(packed, answer or {}, operation.output_shape)
+    return bytes(packed)
+
+
+def fault_to_cbor(fault: Fault) -> bytes:
+    """An error answer: a map of two texts."""
+    packed = bytearray(b"\xa2")
+    for text in ("__type", fault.code, "message", fault.message):
+        RpcV2CBORSerializer()._serialize_type_string(packed, text, None, None)
+    return bytes(packed)
