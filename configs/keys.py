@@ -15,6 +15,13 @@ from pydantic_core import PydanticUndefined
 
 from configs.policy import Policy
 
+_KINDS = {
+    "list": ("a list of sections", "[]."),
+    "mapping": ("sections by name", ".NAME."),
+    "section": ("a section", "."),
+}
+"""What a key with sections takes, and what stands between its path and theirs."""
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyKey:
@@ -36,7 +43,7 @@ def policy_keys(model: type[BaseModel] = Policy, prefix: str = "", case: str = "
     for name, info in model.model_fields.items():
         path = f"{prefix}{name}"
         sections = sections_of(info.annotation)
-        takes = "a list of sections" if is_list(info.annotation) else "a section"
+        takes, inner = _KINDS[_kind(info.annotation)]
         yield PolicyKey(
             path,
             takes if sections else _takes(info),
@@ -45,9 +52,8 @@ def policy_keys(model: type[BaseModel] = Policy, prefix: str = "", case: str = "
             bool(sections),
         )
         for form, section in enumerate(sections):
-            inner = f"{path}[]." if is_list(info.annotation) else f"{path}."
             kinds = f"With {info.discriminator} {' or '.join(_tags(section, info))}: " if form else case
-            yield from policy_keys(section, inner, kinds)
+            yield from policy_keys(section, f"{path}{inner}", kinds)
 
 
 def section_at(location: Sequence[str | int], model: type[BaseModel] = Policy) -> type[BaseModel] | None:
@@ -69,16 +75,19 @@ def _walk(
     current: type[BaseModel] | None = model
     plain: list[str | int] = []
     forms: dict[str, type[BaseModel]] = {}
+    is_name = False
     for part in location:
         if part in forms:
             current, forms = forms[str(part)], {}
             continue
         plain.append(part)
-        if isinstance(part, int):
+        if isinstance(part, int) or is_name:
+            is_name = False
             continue
         info = current.model_fields.get(part) if current else None
         sections = sections_of(info.annotation) if info else ()
         current = sections[0] if sections else None
+        is_name = info is not None and bool(sections) and _kind(info.annotation) == "mapping"
         forms = {tag: one for one in sections for tag in _tags(one, info)} if len(sections) > 1 else {}
     return tuple(plain), current
 
@@ -121,6 +130,13 @@ def sections_of(annotation: Any) -> tuple[type[BaseModel], ...]:
 def is_list(annotation: Any) -> bool:
     """Whether the key takes a list."""
     return get_origin(annotation) in (tuple, list)
+
+
+def _kind(annotation: Any) -> Literal["list", "mapping", "section"]:
+    """How sections of this annotation come: several in order, several by name, or one."""
+    if is_list(annotation):
+        return "list"
+    return "mapping" if get_origin(annotation) is dict else "section"
 
 
 def _takes(info: FieldInfo) -> str:

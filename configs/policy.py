@@ -17,6 +17,7 @@ from configs.drift import Drift
 from configs.evaluation import Evaluation
 from configs.generation import Generation
 from configs.labels import Labels
+from configs.measures import Measure, MeasureName, Quality
 from configs.notify import Notify
 from configs.sagemaker import SageMaker
 from configs.section import LatencyBudget, Name, Probability, Section
@@ -170,6 +171,12 @@ class Canary(Section):
     window: Window = Field(default_factory=Window, description="The unit of evidence with assign_by: user.")
     errors: Errors = Field(default_factory=Errors, description="Error evidence.")
     latency: Latency = Field(default_factory=Latency, description="Latency evidence.")
+    measures: dict[MeasureName, Measure] = Field(
+        default_factory=dict, description="Evidence on what else the platform reports of a request, by name."
+    )
+    quality: Quality | None = Field(
+        default=None, description="Evidence from labels that arrive during the canary; none without it."
+    )
 
     @model_validator(mode="after")
     def _rising(self) -> Canary:

@@ -29,7 +29,10 @@ from evals.looks import (
     StoredLook,
     UnitGroup,
     budget_limits,
+    gauge_of,
     margin,
+    required_quantiles,
+    slacks_of,
 )
 from evals.sequential import SampleRatio
 from evals.verdict import Finding, Outcome, Verdict
@@ -72,7 +75,7 @@ class CanaryJudge:
     def __init__(self, policy: Canary, thresholds: LatencyThresholds, *, quality: bool = False) -> None:
         self._policy = policy
         self._evidence = Evidence(policy, thresholds, quality=quality)
-        self._missing = thresholds.missing(policy.latency.quantiles)
+        self._missing = thresholds.missing(required_quantiles(policy))
         self._log_rollback = math.log(1 / policy.false_rollback)
         self._log_promote = math.log(1 / policy.false_promote)
         self._ratio = SampleRatio()
@@ -193,7 +196,7 @@ class CanaryJudge:
         contrast = self._evidence.strata.contrast(harm.metric)
         alone = harm.log_e + math.log(harm.weight) >= self._log_rollback
         outcome = outcome or (Outcome.FAIL if alone else Outcome.INCONCLUSIVE)
-        name = self._named(harm.metric, slack=self._policy.latency.tolerance)
+        name = self._named(harm.metric)
         reason = f"{name}: {contrast.text}, E = {e_text(harm.log_e)} after {contrast.units} candidate units"
         needed = 1 / (self._policy.false_rollback * harm.weight)
         return _finding(harm.metric, outcome, reason, contrast, harm.log_e, needed)
@@ -201,7 +204,7 @@ class CanaryJudge:
     def _finding(self, question: Question) -> Finding:
         contrast = self._evidence.strata.contrast(question.metric)
         done = question.log_e >= self._log_promote
-        reason = f"{self._named(question.metric, slack=self._policy.latency.margin)}: {contrast.text}; "
+        reason = f"{self._named(question.metric)}: {contrast.text}; "
         reason += f"E = {e_text(question.log_e)}" if done else self._lacks(question)
         outcome = Outcome.PASS if done else Outcome.INCONCLUSIVE
         return _finding(
@@ -211,19 +214,25 @@ class CanaryJudge:
     def _lacks(self, question: Question) -> str:
         needed = 1 / self._policy.false_promote
         text = f"{_spoken(question.metric)} has E = {e_text(question.log_e)} of {needed:g}"
-        return f"{text}, {lacking_text(question.eta, 'candidate units')}"
+        return f"{text}, {question.note or lacking_text(question.eta, 'candidate units')}"
 
-    def _named(self, metric: str, *, slack: float) -> str:
+    def _named(self, metric: str) -> str:
+        """The question in words."""
         if metric == ERRORS:
             return ERRORS
-        kind, _, quantile = metric.partition("/")
-        if kind == "budget":
-            return f"requests over the {quantile} budget of {budget_limits(self._policy)[quantile]:g} ms"
-        if kind == QUALITY:
+        if metric == QUALITY:
             return "badness by labels"
-        return (
-            f"requests slower than the champion's past {quantile} (candidate's time divided by {1 + slack:g})"
-        )
+        kind, _, name = metric.partition("/")
+        gauge, quantile = gauge_of(name), name.rpartition("/")[2]
+        if kind == "budget":
+            limit = f"{budget_limits(self._policy)[name]:g}"
+            of = f"{quantile} budget of {limit} ms" if not gauge else f"{gauge} {quantile} budget of {limit}"
+            return f"requests over the {of}"
+        about = slacks_of(self._policy, gauge)
+        slack = about.tolerance if kind == "tolerance" else about.margin
+        more = f"with more {gauge}" if gauge else "slower"
+        divided = f"candidate's{'' if gauge else ' time'} divided by {1 + slack:g}"
+        return f"requests {more} than the champion's past {quantile} ({divided})"
 
     def _lost_telemetry(self, log_lost: float) -> Verdict:
         seen = f"{self._entered[0]} of {sum(self._entered)} units"
@@ -342,8 +351,12 @@ def replay(
 
 
 def _spoken(metric: str) -> str:
-    """'margin/p95' as 'latency p95', 'budget/p95' as 'budget p95'."""
-    return metric.replace("margin/", "latency ").replace("budget/", "budget ")
+    """'margin/p95' as 'latency p95', 'margin/ttft_ms/p95' as 'ttft_ms p95', 'budget/p95' as 'budget p95'."""
+    kind, _, name = metric.partition("/")
+    words = name.replace("/", " ")
+    if kind == "margin":
+        return words if gauge_of(name) else f"latency {words}"
+    return f"{kind} {words}".rstrip()
 
 
 def _is_stuck(candidate: int, champion: int, pi: float) -> str | None:

@@ -17,18 +17,21 @@ from evals.contrast import Strata
 from evals.looks import (
     ERRORS,
     QUALITY,
-    QUANTILES,
     LatencyThresholds,
     UnitGroup,
     budget,
     budget_limits,
+    gauge_of,
     margin,
+    required_quantiles,
+    tail_of,
     tolerance,
 )
 from evals.sequential import (
     LEVELS,
     FloatArray,
     OneSample,
+    SampleRatio,
     TwoSample,
     below,
     combine,
@@ -38,12 +41,17 @@ from evals.sequential import (
 )
 
 FAMILY_WEIGHTS = {ERRORS: 0.4, "latency": 0.4, QUALITY: 0.2}
-"""Of the families that can be asked; a family without data sources gives its weight to the others."""
+"""Of the families that can be asked; a family without data sources gives its weight to the others.
+
+Latency is service time and the policy's named measures, in equal parts.
+"""
 _BUDGET_WEIGHT = 0.25
 _RESERVE = 0.05
 RESTAKE_AT_STEP = 0.5
 RESTAKE_PER_UNIT = 2e-5
 _WORSE_ODDS = (1.5, 2.0, 4.0, 10.0)
+_LOG_UNEVEN = math.log(1000)
+"""A measure that one version reports more often than the other says nothing of either from here on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,7 @@ class Question:
     log_e: float
     weight: float = 1.0
     eta: float | None = None
+    note: str = ""
 
 
 def errors_worse(policy: Canary, *, prior_mean: float = 0.01, shape: tuple[int, ...] = ()) -> TwoSample:
@@ -101,8 +110,28 @@ def latency_fine(quantiles: Sequence[str], *, shape: tuple[int, ...] = ()) -> Tw
     )
 
 
+def quality_worse(policy: Canary, *, prior_mean: float = 0.1, shape: tuple[int, ...] = ()) -> TwoSample:
+    """Null: the candidate's badness by labels exceeds the champion's by the tolerance at most."""
+    return TwoSample(
+        odds_times(1.2, *_WORSE_ODDS),
+        [1] * 5,
+        worse=True,
+        excess=policy.quality.tolerance if policy.quality else 0.0,
+        prior_mean=prior_mean,
+        shape=shape,
+        reserve=_RESERVE,
+    )
+
+
+def quality_fine(allowed: float, *, prior_mean: float = 0.1) -> TwoSample:
+    """Null: the candidate's badness by labels exceeds the champion's by the margin at least."""
+    return TwoSample(
+        below(allowed, 0.7 * allowed), [1, 1], worse=False, excess=allowed, prior_mean=prior_mean
+    )
+
+
 def _tails(quantiles: Sequence[str]) -> FloatArray:
-    return 1 - np.array([QUANTILES[name] for name in quantiles], dtype=np.float64)
+    return np.array([tail_of(name) for name in quantiles], dtype=np.float64)
 
 
 class Evidence:
@@ -110,7 +139,7 @@ class Evidence:
 
     def __init__(self, policy: Canary, thresholds: LatencyThresholds, *, quality: bool = False) -> None:
         self._policy = policy
-        self._quantiles = tuple(thresholds.ms)
+        self._quantiles = thresholds.names
         self._budgets = tuple(budget_limits(policy))
         self._log_promote = math.log(1 / policy.false_promote)
         self.strata = Strata()
@@ -118,9 +147,10 @@ class Evidence:
         if self._quantiles:
             self._worse["latency"] = latency_worse(self._quantiles)
         if quality:
-            self._worse[QUALITY] = TwoSample(
-                odds_times(1.2, *_WORSE_ODDS), [1] * 5, worse=True, prior_mean=0.1, reserve=_RESERVE
-            )
+            self._worse[QUALITY] = quality_worse(policy)
+        allowed = policy.quality.margin if quality and policy.quality else None
+        self._fine_quality = None if allowed is None else quality_fine(allowed)
+        self._reported = {gauge: SampleRatio() for gauge in policy.measures}
         self._fine_errors = errors_fine(policy)
         self._fine_latency = latency_fine(self._quantiles)
         limits = _tails(self._budgets)
@@ -150,6 +180,13 @@ class Evidence:
             )
         self._fine_errors.update(pairs[ERRORS][0][0], pairs[ERRORS][1][0], group.pi)
         self._fine_latency.update(*_pair(group, [margin(name) for name in self._quantiles]), group.pi)
+        if self._fine_quality is not None:
+            self._fine_quality.update(pairs[QUALITY][0][0], pairs[QUALITY][1][0], group.pi)
+        for gauge, ratio in self._reported.items():
+            counted = (*group.candidate, *group.champion)
+            metrics = [name for name in counted if gauge_of(name.partition("/")[2]) == gauge]
+            candidate, champion = _pair(group, metrics[:1])
+            ratio.update(float(candidate.sum()), float(champion.sum()), group.pi)
         candidate, champion = _pair(group, [budget(name) for name in self._budgets])
         self._over_budget.update(candidate)
         self._in_budget.update(candidate)
@@ -171,22 +208,40 @@ class Evidence:
         harms: list[Question] = []
         for family in families:
             weight = FAMILY_WEIGHTS[family] / total
-            if family != "latency":
+            if family == "latency":
+                harms += self._latency_harms(weight)
+            else:
                 harms.append(Question(family, float(self._worse[family].log_e), weight))
-                continue
-            of_budget = (_BUDGET_WEIGHT if self._quantiles else 1.0) if self._budgets else 0.0
-            for index, name in enumerate(self._quantiles):
-                share = weight * (1 - of_budget) / len(self._quantiles)
-                harms.append(Question(tolerance(name), float(self._worse[family].log_e[index]), share))
-            helps = np.minimum(self._over_budget.log_e, self._champion_in_budget.log_e)
-            for index, name in enumerate(self._budgets):
-                harms.append(
-                    Question(budget(name), float(helps[index]), weight * of_budget / len(self._budgets))
-                )
         return [
-            harm if self._is_seen(harm.metric) else replace(harm, log_e=min(harm.log_e, 0.0))
+            harm
+            if self._is_seen(harm.metric) and not self._is_uneven(harm.metric)
+            else replace(harm, log_e=min(harm.log_e, 0.0))
             for harm in harms
         ]
+
+    def _latency_harms(self, weight: float) -> list[Question]:
+        """Service time and the measures share the family's weight; budgets take a part of each one's."""
+        gauges = list(dict.fromkeys(gauge_of(name) for name in (*self._quantiles, *self._budgets)))
+        helps = np.minimum(self._over_budget.log_e, self._champion_in_budget.log_e)
+        harms: list[Question] = []
+        for gauge in gauges:
+            relative = [index for index, name in enumerate(self._quantiles) if gauge_of(name) == gauge]
+            absolute = [index for index, name in enumerate(self._budgets) if gauge_of(name) == gauge]
+            own = weight / len(gauges)
+            of_budget = (_BUDGET_WEIGHT if relative else 1.0) if absolute else 0.0
+            for index in relative:
+                log_e = float(self._worse["latency"].log_e[index])
+                share = own * (1 - of_budget) / len(relative)
+                harms.append(Question(tolerance(self._quantiles[index]), log_e, share))
+            for index in absolute:
+                share = own * of_budget / len(absolute)
+                harms.append(Question(budget(self._budgets[index]), float(helps[index]), share))
+        return harms
+
+    def _is_uneven(self, metric: str) -> bool:
+        """Whether the versions report this measure at different rates, so that nothing can be compared."""
+        ratio = self._reported.get(gauge_of(metric.partition("/")[2]))
+        return ratio is not None and ratio.log_e >= _LOG_UNEVEN
 
     def _is_seen(self, metric: str) -> bool:
         difference = self.strata.contrast(metric).difference
@@ -203,7 +258,7 @@ class Evidence:
             champion, candidate = self._rates([margin(name) for name in self._quantiles], expected=0.6)
             growth = self._fine_latency.expected_growth(candidate, champion, pi)
             for index, name in enumerate(self._quantiles):
-                if name in self._policy.latency.quantiles:
+                if name in required_quantiles(self._policy):
                     eta = units_to_go(self._fine_latency.wealth.log_bets[index], growth[index], needed)
                     required.append(Question(margin(name), float(self._fine_latency.log_e[index]), eta=eta))
         if self._budgets:
@@ -212,7 +267,20 @@ class Evidence:
             for index, name in enumerate(self._budgets):
                 eta = units_to_go(self._in_budget.wealth.log_bets[index], growth[index], needed)
                 required.append(Question(budget(name), float(self._in_budget.log_e[index]), eta=eta))
-        return required
+        if self._fine_quality is not None:
+            champion, candidate = self._rates([QUALITY], expected=1.0)
+            growth = self._fine_quality.expected_growth(candidate[0], champion[0], pi)
+            eta = units_to_go(self._fine_quality.wealth.log_bets, growth, needed)
+            required.append(Question(QUALITY, float(self._fine_quality.log_e), eta=eta))
+        return [self._doubted(question) for question in required]
+
+    def _doubted(self, question: Question) -> Question:
+        """Proof from a measure that is not reported alike counts for nothing."""
+        if not self._is_uneven(question.metric):
+            return question
+        units = self.strata.units(question.metric)
+        note = f"one version reports it more often ({units[0]} candidate, {units[1]} champion units)"
+        return replace(question, log_e=min(question.log_e, 0.0), eta=None, note=note)
 
     def _rates(self, metrics: Sequence[str], *, expected: float) -> tuple[FloatArray, FloatArray]:
         """Rates to plan with: champion's, and candidate's drawn towards `expected` times it by 20 units."""

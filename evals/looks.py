@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from configs.policy import Canary
+from configs.measures import Measure
+from configs.policy import Canary, Latency
 from evals.sequential import LEVELS
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 QUANTILES: Mapping[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
+SERVICE = ""
+"""The gauge of unnamed quantiles: time in the replica, or end to end for budgets."""
 ERRORS = "errors"
 QUALITY = "quality"
 """Badness 1 - score of labelled units, where the caller has labels."""
@@ -37,54 +43,132 @@ def budget(quantile: str) -> str:
     return f"budget/{quantile}"
 
 
+def gauge_of(name: str) -> str:
+    """What a quantile name is about: 'ttft_ms' of 'ttft_ms/p95', SERVICE of 'p95'."""
+    return name.rpartition("/")[0]
+
+
+def tail_of(name: str) -> float:
+    """The share of values over this quantile: 0.05 of 'p95' and of 'ttft_ms/p95'."""
+    return 1 - QUANTILES[name.rpartition("/")[2]]
+
+
 @dataclass(frozen=True, slots=True)
 class LatencyThresholds:
-    """Service times (ms) whose exceedance is counted, by quantile name; fixed before the canary.
+    """Values whose exceedance is counted, by quantile name; fixed before the canary.
 
+    `ms` are service times, `measures` the policy's named measures in their own units ('ttft_ms/p95').
+    `strata` has thresholds for kinds of requests (by the column `stratum`, then by quantile name), so
+    that like is compared with like; what is absent there is taken from the others.
     They come from past champion data only: thresholds that knew the canary's data would break
     the tests. Which numbers they are moves power, not validity, so ties and drift are harmless.
     """
 
     ms: Mapping[str, float]
+    measures: Mapping[str, float] = field(default_factory=dict)
+    strata: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every quantile that has a threshold."""
+        return (*self.ms, *self.measures)
+
+    def limit(self, name: str, stratum: str = "") -> float:
+        """The threshold of a quantile for the requests of a stratum."""
+        found = self.strata.get(stratum, {}).get(name)
+        if found is not None:
+            return found
+        return self.ms[name] if name in self.ms else self.measures[name]
 
     @classmethod
     def from_past(cls, service_ms: ArrayLike) -> LatencyThresholds:
-        """Quantiles of past champion service times; those with too few values behind them are left out.
+        """Quantiles of past champion service times; those with too few values behind them are left out."""
+        return cls(_quantiles(service_ms))
 
-        A quantile q needs 1/(1 - q) finite values (100 for p99), and at least 10.
+    @classmethod
+    def from_requests(cls, policy: Canary, past: pd.DataFrame) -> LatencyThresholds:
+        """Thresholds from past champion requests, with the policy's measures, by stratum where there are any.
+
+        `past` has `service_ms` and any of the measures' columns and `stratum`. A stratum has a quantile
+        of its own where enough of its values are known, so rare kinds of requests are judged by the whole.
         """
-        past = np.asarray(service_ms, dtype=np.float64)
-        past = past[np.isfinite(past) & (past >= 0)]
-        known = {
-            name: float(np.quantile(past, q))
-            for name, q in QUANTILES.items()
-            if past.size >= max(10.0, 1 / (1 - q) - 1e-6)
-        }
-        return cls(known)
+        whole = _of_frame(policy, past)
+        ms = {name: value for name, value in whole.items() if not gauge_of(name)}
+        measures = {name: value for name, value in whole.items() if gauge_of(name)}
+        if "stratum" not in past.columns:
+            return cls(ms, measures)
+        strata = {str(key): _of_frame(policy, part) for key, part in past.groupby("stratum") if key != ""}
+        return cls(ms, measures, {key: found for key, found in strata.items() if found})
 
     def missing(self, required: Sequence[str]) -> tuple[str, ...]:
         """Required quantiles that have no threshold: without them the canary can never pass."""
-        return tuple(name for name in required if name not in self.ms)
+        return tuple(name for name in required if name not in self.names)
 
-    def as_dict(self) -> dict[str, float]:
-        """Plain values, for JSON."""
-        return dict(self.ms)
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON: `{p95: ms, ttft_ms/p95: ms}`, and `strata` where there are any."""
+        plain: dict[str, Any] = {**self.ms, **self.measures}
+        return (
+            {**plain, "strata": {key: dict(of) for key, of in self.strata.items()}} if self.strata else plain
+        )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LatencyThresholds:
+        """The inverse of `as_dict`."""
+        plain = {name: float(value) for name, value in data.items() if name != "strata"}
+        return cls(
+            {name: value for name, value in plain.items() if not gauge_of(name)},
+            {name: value for name, value in plain.items() if gauge_of(name)},
+            {key: dict(of) for key, of in data.get("strata", {}).items()},
+        )
+
+
+def _quantiles(values: ArrayLike, gauge: str = SERVICE) -> dict[str, float]:
+    """A quantile q needs 1/(1 - q) finite values (100 for p99), and at least 10."""
+    past = np.asarray(values, dtype=np.float64)
+    past = past[np.isfinite(past) & (past >= 0)]
+    return {
+        f"{gauge}/{name}" if gauge else name: float(np.quantile(past, q))
+        for name, q in QUANTILES.items()
+        if past.size >= max(10.0, 1 / (1 - q) - 1e-6)
+    }
+
+
+def _of_frame(policy: Canary, past: pd.DataFrame) -> dict[str, float]:
+    found = _quantiles(past["service_ms"].to_numpy(np.float64))
+    for name in policy.measures:
+        if name in past.columns:
+            found |= _quantiles(past[name].to_numpy(np.float64), name)
+    return found
+
+
+def slacks_of(policy: Canary, gauge: str) -> Latency | Measure:
+    """The policy's part with the tolerance and the margin of a gauge."""
+    return next((about for name, about in policy.measures.items() if name == gauge), policy.latency)
+
+
+def required_quantiles(policy: Canary) -> tuple[str, ...]:
+    """Quantiles whose non-inferiority promotion requires: of service time, then of each measure."""
+    of_measures = [
+        f"{name}/{quantile}" for name, measure in policy.measures.items() for quantile in measure.quantiles
+    ]
+    return (*policy.latency.quantiles, *of_measures)
 
 
 def budget_limits(policy: Canary) -> dict[str, float]:
-    """The absolute end-to-end budgets of the policy, ms by quantile name."""
-    limits = {name: getattr(policy.latency.budget_ms, name) for name in ("p50", "p95", "p99")}
+    """The absolute budgets by quantile name: end to end in ms, then those of each measure."""
+    budgets: dict[str, Any] = {"": policy.latency.budget_ms}
+    budgets |= {f"{name}/": measure.budget for name, measure in policy.measures.items()}
+    limits = {
+        f"{prefix}{name}": getattr(of, name)
+        for prefix, of in budgets.items()
+        for name in ("p50", "p95", "p99")
+    }
     return {name: float(limit) for name, limit in limits.items() if limit is not None}
 
 
-def metric_names(policy: Canary, thresholds: LatencyThresholds) -> tuple[str, ...]:
-    """Every metric that a look counts, in the order of the tracker's columns."""
-    return (
-        ERRORS,
-        *(tolerance(name) for name in thresholds.ms),
-        *(margin(name) for name in thresholds.ms),
-        *(budget(name) for name in budget_limits(policy)),
-    )
+def time_budgets(policy: Canary) -> dict[str, float]:
+    """The end-to-end budgets alone, ms by quantile name."""
+    return {name: limit for name, limit in budget_limits(policy).items() if gauge_of(name) == SERVICE}
 
 
 Counts = tuple[int, ...]

@@ -24,9 +24,8 @@ from evals.looks import (
     LookStatistics,
     UnitGroup,
     budget,
-    budget_limits,
     margin,
-    metric_names,
+    time_budgets,
     tolerance,
 )
 from evals.sequential import LEVELS
@@ -71,7 +70,7 @@ def wanted_edges(policy: Canary, thresholds: LatencyThresholds) -> tuple[float, 
     """The edges (ms) with which no limit of the canary lies inside a bin."""
     slacks = (1.0, 1 + policy.latency.tolerance, 1 + policy.latency.margin)
     limits = {limit * slack for limit in thresholds.ms.values() for slack in slacks}
-    return tuple(sorted(limits | set(budget_limits(policy).values())))
+    return tuple(sorted(limits | set(time_budgets(policy).values())))
 
 
 def past_thresholds(periods: Sequence[ArmPeriod]) -> LatencyThresholds:
@@ -149,12 +148,11 @@ def _levels(
     for name, ms in thresholds.ms.items():
         limits[tolerance(name)] = (ms * (1 + slack.tolerance) if candidate else ms, not candidate)
         limits[margin(name)] = (ms * (1 + slack.margin) if candidate else ms, candidate)
-    for name, ms in budget_limits(policy).items():
+    for name, ms in time_budgets(policy).items():
         limits[budget(name)] = (ms, not candidate)
     requests = sum(period.requests for period in periods)
     found: dict[str, Counts] = {}
-    for metric in metric_names(policy, thresholds):
-        limit_ms, at_most = limits[metric]
+    for metric, (limit_ms, at_most) in limits.items():
         bad = sum(
             min(period.failed, period.requests)
             if metric == ERRORS

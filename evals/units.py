@@ -23,12 +23,23 @@ supermartingale. Per-request factors would not be: a returning user's side is no
 The mean is quantised to twentieths by rounding up or down with the right odds (decided by a hash
 of the user, so recomputable), which leaves its expectation untouched.
 
+Each family of metrics (`evals.badness`) is a game of its own: a request that the family does not
+know does not exist there, and a user enters with the first known request. Labels come late, so the
+quality game is played in the order in which labels come. In each game everything is conditioned on
+that game's own past, where the argument above holds word for word, as long as whether and when a
+value becomes known depends on the user and the request, not on who answered.
+
+Users are remembered as a hash and the share they were seen at, ten bytes each, and only the first
+`USERS_MAX` of a release: who comes later is no unit, whichever side they are on, so the state is
+bounded and the tests stay valid.
+
 Shares of 0 and 1 choose nothing and carry no evidence. Time is an argument: a request younger than
 `settle_s` waits until slower ones that arrived before it have had their chance to report.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -36,195 +47,233 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.policy import Canary
-from evals.looks import LatencyThresholds, LookStatistics, UnitGroup, budget_limits, metric_names
-from evals.sequential import LEVELS, FloatArray
+from evals.badness import LABELLED, BadArray, BoolArray, Family, IntArray, badness, families
+from evals.looks import QUALITY, SERVICE, LatencyThresholds, LookStatistics
+from evals.sequential import FloatArray
+from evals.tally import Tally
+from evals.users import Users
 
 if TYPE_CHECKING:
     import pandas as pd
 
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.int64]
-
 COLUMNS = ("time", "user", "share", "candidate", "failed", "service_ms", "total_ms")
-"""What the tracker reads; the caller adds the bool column `candidate` to an observation frame."""
+"""What the tracker reads; the caller adds the bool column `candidate` to an observation frame.
 
-_STEPS = LEVELS.size - 1
+Of the optional columns it reads the policy's measures, `stratum`, and with `quality` also
+`request_id` and `quality`.
+"""
+UNLABELLED_MAX = 200_000
+"""Requests that wait for their labels; beyond, the oldest stop waiting."""
 
 
 @dataclass(slots=True)
 class _Requests:
-    """Requests as columns, in order of arrival. `bad` has shape (n, metrics)."""
+    """Requests as columns, the last axis of each array. `bad` and `known` have one entry a family.
+
+    `id` and `quality` are there only where labels are asked for.
+    """
 
     time: FloatArray
     share: FloatArray
     candidate: BoolArray
-    bad: BoolArray
     key: NDArray[np.uint64]
     anonymous: BoolArray
+    bad: tuple[BadArray, ...]
+    known: tuple[BoolArray, ...]
+    id: NDArray[np.object_] | None = None
+    quality: FloatArray | None = None
 
     def take(self, rows: BoolArray | IntArray | slice) -> _Requests:
         return _Requests(
             self.time[rows],
             self.share[rows],
             self.candidate[rows],
-            self.bad[rows],
             self.key[rows],
             self.anonymous[rows],
+            tuple(bad[:, rows] for bad in self.bad),
+            tuple(known[rows] for known in self.known),
+            None if self.id is None else self.id[rows],
+            None if self.quality is None else self.quality[rows],
         )
 
+    def join(self, other: _Requests) -> _Requests:
+        """These, then the others."""
+        return _Requests(
+            np.concatenate([self.time, other.time]),
+            np.concatenate([self.share, other.share]),
+            np.concatenate([self.candidate, other.candidate]),
+            np.concatenate([self.key, other.key]),
+            np.concatenate([self.anonymous, other.anonymous]),
+            tuple(np.concatenate(pair, axis=1) for pair in zip(self.bad, other.bad, strict=True)),
+            tuple(np.concatenate(pair) for pair in zip(self.known, other.known, strict=True)),
+            None if self.id is None or other.id is None else np.concatenate([self.id, other.id]),
+            None
+            if self.quality is None or other.quality is None
+            else np.concatenate([self.quality, other.quality]),
+        )
 
-class _Tally:
-    """Counts of one look, by pi."""
-
-    def __init__(self, metrics: tuple[str, ...]) -> None:
-        self.metrics = metrics
-        self._levels: dict[float, IntArray] = {}
-        self._entered: dict[float, IntArray] = {}
-
-    def enter(self, pi: FloatArray, candidate: BoolArray) -> None:
-        """First-seen units."""
-        for value in np.unique(pi):
-            side = candidate[pi == value]
-            entered = self._entered.setdefault(float(value), np.zeros(2, np.int64))
-            entered += (np.count_nonzero(side), np.count_nonzero(~side))
-
-    def close(self, pi: FloatArray, candidate: BoolArray, levels: IntArray) -> None:
-        """Closed units with their level of each metric, shape (n, metrics)."""
-        size = LEVELS.size
-        offsets = np.arange(len(self.metrics)) * size
-        for value in np.unique(pi):
-            for arm, side in enumerate((candidate, ~candidate)):
-                cells = (levels[(pi == value) & side] + offsets).ravel()
-                counted = np.bincount(cells, minlength=offsets.size * size).reshape(-1, size)
-                self._of(float(value))[arm] += counted
-
-    def close_requests(self, share: FloatArray, candidate: BoolArray, bad: BoolArray) -> None:
-        """Units that are single requests: 0/1 values."""
-        for value in np.unique(share):
-            for arm, side in enumerate((candidate, ~candidate)):
-                rows = (share == value) & side
-                ones = np.count_nonzero(bad[rows], axis=0)
-                counts = self._of(float(value))[arm]
-                counts[:, -1] += ones
-                counts[:, 0] += np.count_nonzero(rows) - ones
-
-    def _of(self, pi: float) -> IntArray:
-        return self._levels.setdefault(pi, np.zeros((2, len(self.metrics), LEVELS.size), np.int64))
-
-    def groups(self) -> tuple[UnitGroup, ...]:
-        """By rising pi."""
-        found: list[UnitGroup] = []
-        for pi in sorted({*self._levels, *self._entered}):
-            entered = self._entered.get(pi, np.zeros(2, np.int64))
-            candidate, champion = ({}, {})
-            if pi in self._levels:
-                candidate, champion = (
-                    {metric: tuple(row) for metric, row in zip(self.metrics, arm.tolist(), strict=True)}
-                    for arm in self._levels[pi]
-                )
-            found.append(UnitGroup(pi, int(entered[0]), int(entered[1]), candidate, champion))
-        return tuple(found)
-
-
-class _Users:
-    """One row a user, sorted by the hash of the user. Bounded by the number of distinct users."""
-
-    def __init__(self, metrics: int) -> None:
-        self.key: NDArray[np.uint64] = np.zeros(0, np.uint64)
-        self.held: FloatArray = np.zeros(
-            0
-        )  # share at which the user is known to be the champion's; 1: candidate's
-        self.open: BoolArray = np.zeros(0, np.bool_)
-        self.start: FloatArray = np.zeros(0)
-        self.share: FloatArray = np.zeros(0)
-        self.pi: FloatArray = np.zeros(0)
-        self.candidate: BoolArray = np.zeros(0, np.bool_)
-        self.count: IntArray = np.zeros(0, np.int64)
-        self.bad: NDArray[np.int32] = np.zeros((0, metrics), np.int32)
-
-    def rows(self, keys: NDArray[np.uint64]) -> IntArray:
-        """Rows of these distinct users; unknown ones are added with nothing known."""
-        if self.key.size:
-            at = np.minimum(np.searchsorted(self.key, keys), self.key.size - 1)
-            fresh = keys[self.key[at] != keys]
-        else:
-            fresh = keys
-        if fresh.size:
-            order = np.argsort(np.concatenate([self.key, fresh]), kind="stable")
-            for name in ("key", "held", "open", "start", "share", "pi", "candidate", "count", "bad"):
-                column = getattr(self, name)
-                added = fresh if name == "key" else np.zeros((fresh.size, *column.shape[1:]), column.dtype)
-                setattr(self, name, np.concatenate([column, added])[order])
-        return np.searchsorted(self.key, keys)
-
-    def close(self, rows: IntArray, tally: _Tally) -> None:
-        """Close the windows of these rows and count their mean badness."""
-        if not rows.size:
+    def label(self, labels: Mapping[str, float]) -> None:
+        """Enter the labels of these requests; the first label of a request stands."""
+        if self.id is None or self.quality is None:
             return
-        self.open[rows] = False
-        exact = np.round(self.bad[rows] / self.count[rows, None] * _STEPS, 9)
-        floor = np.floor(exact)
-        dither = ((self.key[rows] * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(11)).astype(
-            np.float64
-        ) / 2.0**53
-        levels = (floor + (dither[:, None] < exact - floor)).astype(np.int64)
-        tally.close(self.pi[rows], self.candidate[rows], levels)
+        for row in np.flatnonzero(np.isnan(self.quality)):
+            self.quality[row] = labels.get(self.id[row], np.nan)
+
+
+class _Game:
+    """The units of one family of metrics: what entered, what is open, what is counted."""
+
+    def __init__(self, family: Family, policy: Canary, *, by_user: bool) -> None:
+        self.family = family
+        self._window = policy.window
+        self._by_user = by_user
+        self.users = Users(len(family.metrics), policy.window)
+        self._seen_to = -np.inf
+
+    def play(self, requests: _Requests, bad: BadArray, tally: Tally, watermark: float) -> IntArray:
+        """Count these requests (in order of arrival); returns how many came too late, per arm."""
+        late = np.zeros(2, np.int64)
+        alone = requests.anonymous if self._by_user else np.ones(requests.time.size, np.bool_)
+        if alone.any():
+            single = slice(None) if alone.all() else alone
+            share, candidate = requests.share[single], requests.candidate[single]
+            tally.enter(self.family, share, candidate)
+            tally.close_requests(self.family, share, candidate, bad[:, single])
+        if self._by_user:
+            named = slice(None) if not alone.any() else ~alone
+            share, time = requests.share[named], requests.time[named]
+            key, candidate, bad = requests.key[named], requests.candidate[named], bad[:, named]
+            for start, end in _runs(share):
+                run = slice(start, end)
+                late += self._segment(
+                    float(share[start]), time[run], key[run], candidate[run], bad[:, run], tally
+                )
+            self._close(self.users.over(watermark), tally)
+        self._seen_to = watermark
+        return late
+
+    def _segment(
+        self,
+        share: float,
+        time: FloatArray,
+        key: NDArray[np.uint64],
+        candidate: BoolArray,
+        bad: BadArray,
+        tally: Tally,
+    ) -> IntArray:
+        """Requests of named users at one share."""
+        users = self.users
+        keys, first, codes = np.unique(key, return_index=True, return_inverse=True)
+        self._close(users.moved(share, float(time[0])), tally)
+        pi, enters = users.draw(keys, first, share)
+        side = candidate[first[enters]]
+        tally.enter(self.family, pi, side)
+        users.enter(keys[enters], pi, side, share=share, start=time[first[enters]])
+
+        row = users.rows(keys)[codes]
+        inside = row >= 0
+        at = np.where(inside, row, 0)
+        inside &= users.fits(at, share, candidate, time) if users.open_count else False
+        users.fill(row[inside], bad[:, inside])
+        self._close(users.full(), tally)
+        late = (row < 0) & (time <= self._seen_to)
+        ours = np.count_nonzero(late & candidate)
+        return np.array([ours, np.count_nonzero(late) - ours])
+
+    def _close(self, rows: BoolArray, tally: Tally) -> None:
+        if rows.any():
+            tally.close(self.family, *self.users.close(rows))
 
 
 class UnitTracker:
     """Turns observed requests into per-look sufficient statistics, for one salt.
 
     Keep one tracker as long as the salt that draws the users stays: under a new one all users are
-    drawn anew. The caller leaves out rows of other releases. State is one row a user (none when requests
-    are the units) and the requests that have not settled.
+    drawn anew. The caller leaves out rows of other releases. State is bounded: `USERS_MAX` users a
+    family of metrics, `UNLABELLED_MAX` requests without a label, and the requests that have not settled.
     """
 
     def __init__(
-        self, policy: Canary, assign_by: Literal["user", "request"], thresholds: LatencyThresholds
+        self,
+        policy: Canary,
+        assign_by: Literal["user", "request"],
+        thresholds: LatencyThresholds,
+        *,
+        quality: bool = False,
     ) -> None:
         self._policy = policy
         self._by_user = assign_by == "user"
-        self._metrics = metric_names(policy, thresholds)
-        self._limits = np.array(list(thresholds.ms.values()))
-        self._budgets = np.array(list(budget_limits(policy).values()))
-        self._users = _Users(len(self._metrics))
+        self._thresholds = thresholds
+        self._games = [
+            _Game(family, policy, by_user=self._by_user) for family in families(policy, thresholds)
+        ]
+        self._labelled = _Game(LABELLED, policy, by_user=self._by_user) if quality else None
         self._waiting: _Requests | None = None
+        self._unlabelled: _Requests | None = None
 
     @property
     def users(self) -> int:
         """Distinct users seen so far."""
-        return int(self._users.key.size)
+        return self._games[0].users.seen
 
-    def observe(self, frame: pd.DataFrame, now: float) -> LookStatistics:
+    def observe(
+        self, frame: pd.DataFrame, now: float, labels: Mapping[str, float] | None = None
+    ) -> LookStatistics:
         """The statistics of one look: `frame` holds what finished since the last one.
 
-        `frame` has the columns of `COLUMNS` (others are ignored); `now` is in seconds since the
-        epoch, as its `time`. Raises ValueError where a column is missing.
+        `frame` has the columns of `COLUMNS` and any optional ones (others are ignored); `now` is in
+        seconds since the epoch, as its `time`. `labels` are scores in [0, 1] by request id that came
+        since the last look, also of requests of earlier looks; labels of unknown requests are ignored.
+        Raises ValueError where a column is missing.
         """
         requests = self._read(frame)
         if self._waiting is not None:
-            requests = _join(self._waiting, requests)
+            requests = self._waiting.join(requests)
+        if labels:
+            requests.label(labels)
         watermark = now - self._policy.settle_s
         settled = requests.time <= watermark
         self._waiting = requests.take(~settled)
-        requests = requests.take(settled)
-        requests = requests.take(np.argsort(requests.time, kind="stable"))
-        tally = _Tally(self._metrics)
-        alone = requests.anonymous if self._by_user else np.ones(requests.time.size, np.bool_)
-        if alone.any():
-            single = requests.take(alone)
-            tally.enter(single.share, single.candidate)
-            tally.close_requests(single.share, single.candidate, single.bad)
+        if not settled.all():
+            requests = requests.take(settled)
+        if np.any(requests.time[1:] < requests.time[:-1]):
+            requests = requests.take(np.argsort(requests.time, kind="stable"))
+        tally = Tally()
         late = np.zeros(2, np.int64)
-        if self._by_user:
-            named = requests.take(~alone)
-            for start, end in _runs(named.share):
-                late += self._segment(named.take(slice(start, end)), tally)
-            over = self._users.open & (self._users.start + self._policy.window.seconds <= watermark)
-            self._users.close(np.flatnonzero(over), tally)
+        for game, bad, known in zip(self._games, requests.bad, requests.known, strict=True):
+            if known.all():
+                came_late = game.play(requests, bad, tally, watermark)
+            else:
+                came_late = game.play(requests.take(known), bad[:, known], tally, watermark)
+            if game.family.gauge == SERVICE:
+                late += came_late
+        if self._labelled is not None:
+            self._play_labelled(self._labelled, requests, labels, tally, watermark)
         ours = int(np.count_nonzero(requests.candidate))
         theirs = requests.candidate.size - ours
         return LookStatistics(tally.groups(), ours, theirs, int(late[0]), int(late[1]))
+
+    def _play_labelled(
+        self,
+        game: _Game,
+        requests: _Requests,
+        labels: Mapping[str, float] | None,
+        tally: Tally,
+        watermark: float,
+    ) -> None:
+        """Bet on the requests whose labels have come; the others go on waiting."""
+        if self._unlabelled is not None:
+            if labels:
+                self._unlabelled.label(labels)
+            requests = self._unlabelled.join(requests)
+        assert requests.quality is not None
+        come = np.isfinite(requests.quality)
+        self._unlabelled = requests.take(np.flatnonzero(~come)[-UNLABELLED_MAX:])
+        requests = requests.take(come)
+        requests = requests.take(np.argsort(requests.time, kind="stable"))
+        assert requests.quality is not None
+        bad = np.round((1 - requests.quality[None, :]) * LABELLED.scale).astype(np.int16)
+        game.play(requests, bad, tally, watermark)
 
     def _read(self, frame: pd.DataFrame) -> _Requests:
         """The columns that matter, for the requests that were randomised."""
@@ -243,79 +292,33 @@ class UnitTracker:
             if self._by_user
             else (np.zeros(share.size, np.uint64), np.ones(share.size, np.bool_))
         )
-        time = frame["time"].to_numpy(np.float64)
-        return _Requests(time, share, candidate, self._badness(frame, candidate), keys, anonymous)
-
-    def _badness(self, frame: pd.DataFrame, candidate: BoolArray) -> BoolArray:
-        """Shape (n, metrics). A latency that nobody measured is the client's wait, else endless."""
-        total = frame["total_ms"].to_numpy(np.float64)
-        total = np.where(np.isfinite(total) & (total >= 0), total, np.inf)
-        service = frame["service_ms"].to_numpy(np.float64)
-        service = np.where(np.isfinite(service) & (service >= 0), service, total)
-        latency = self._policy.latency
-        bad = np.empty((total.size, len(self._metrics)), np.bool_)
-        bad[:, 0] = frame["failed"].to_numpy(np.bool_)
-        column = 1
-        for slack in (latency.tolerance, latency.margin):
-            adjusted = np.where(candidate, service / (1 + slack), service)
-            for limit in self._limits:
-                bad[:, column] = adjusted > limit
-                column += 1
-        for limit in self._budgets:
-            bad[:, column] = total > limit
-            column += 1
-        return bad
-
-    def _segment(self, requests: _Requests, tally: _Tally) -> IntArray:
-        """Requests of named users at one share, in order of arrival; returns late requests per arm."""
-        import pandas as pd
-
-        users, share = self._users, float(requests.share[0])
-        labels, distinct = pd.factorize(requests.key)
-        codes, keys = labels.astype(np.int64), np.asarray(distinct, np.uint64)
-        rows = users.rows(keys)
-        moved = users.open & (users.share != share) & (users.start < requests.time[0])
-        users.close(np.flatnonzero(moved), tally)
-
-        first = np.empty(keys.size, np.int64)
-        first[codes[::-1]] = np.arange(codes.size - 1, -1, -1)
-        enters = ~users.open[rows] & (share > users.held[rows] + 1e-12)
-        into, entry = rows[enters], first[enters]
-        side = requests.candidate[entry]
-        pi = np.round((share - users.held[into]) / (1 - users.held[into]), 12)
-        tally.enter(pi, side)
-        users.open[into], users.start[into], users.share[into] = True, requests.time[entry], share
-        users.pi[into], users.candidate[into] = pi, side
-        users.count[into], users.bad[into] = 0, 0
-        users.held[into] = np.where(side, 1.0, share)
-
-        row = rows[codes]
-        inside = (users.share[row] == share) & (requests.candidate == users.candidate[row])
-        inside &= (requests.time >= users.start[row]) & (
-            requests.time <= users.start[row] + self._policy.window.seconds
+        measured = [badness(game.family, self._thresholds, frame, candidate) for game in self._games]
+        ids, quality = (None, None) if self._labelled is None else _labels_of(frame)
+        return _Requests(
+            frame["time"].to_numpy(np.float64),
+            share,
+            candidate,
+            keys,
+            anonymous,
+            tuple(bad for bad, _ in measured),
+            tuple(known for _, known in measured),
+            ids,
+            quality,
         )
-        late = inside & ~users.open[row] & (users.count[row] < self._policy.window.requests)
-        inside &= users.open[row]
-        self._fill(codes[inside], rows, requests.bad[inside])
-        users.close(rows[users.open[rows] & (users.count[rows] >= self._policy.window.requests)], tally)
-        ours = np.count_nonzero(late & requests.candidate)
-        return np.array([ours, np.count_nonzero(late) - ours])
 
-    def _fill(self, codes: IntArray, rows: IntArray, bad: BoolArray) -> None:
-        """Add requests to their users' open windows, first come first counted, up to the window's size."""
-        import pandas as pd
 
-        users, size = self._users, self._policy.window.requests
-        adding = np.bincount(codes, minlength=rows.size)
-        if np.any(users.count[rows] + adding > size):
-            rank = pd.Series(codes).groupby(codes).cumcount().to_numpy()
-            fits = users.count[rows][codes] + rank < size
-            codes, bad = codes[fits], bad[fits]
-            adding = np.bincount(codes, minlength=rows.size)
-        users.count[rows] += adding
-        for metric in range(bad.shape[1]):
-            hit = np.bincount(codes[bad[:, metric]], minlength=rows.size)
-            users.bad[rows, metric] += hit.astype(np.int32)
+def _labels_of(frame: pd.DataFrame) -> tuple[NDArray[np.object_], FloatArray]:
+    """Request ids ('' where there are none) and scores, NaN where no label in [0, 1] has come."""
+    ids = (
+        np.asarray(frame["request_id"], dtype=object)
+        if "request_id" in frame.columns
+        else np.full(len(frame), "", dtype=object)
+    )
+    if QUALITY not in frame.columns:
+        return ids, np.full(len(frame), np.nan)
+    quality = frame[QUALITY].to_numpy(np.float64, copy=True)
+    quality[~((quality >= 0) & (quality <= 1))] = np.nan
+    return ids, quality
 
 
 def _user_keys(user: NDArray[np.object_]) -> tuple[NDArray[np.uint64], BoolArray]:
@@ -323,19 +326,10 @@ def _user_keys(user: NDArray[np.object_]) -> tuple[NDArray[np.uint64], BoolArray
     import pandas as pd
     from pandas.core.util.hashing import hash_array
 
-    codes, names = pd.factorize(user, use_na_sentinel=False)
-    names = np.asarray(["" if pd.isna(name) else str(name) for name in names], dtype=object)
-    hashes = np.asarray(hash_array(names, categorize=False), np.uint64)
-    return hashes[codes], (names == "").astype(np.bool_)[codes]
-
-
-def _join(first: _Requests, second: _Requests) -> _Requests:
-    return _Requests(
-        *(
-            np.concatenate([getattr(first, name), getattr(second, name)])
-            for name in ("time", "share", "candidate", "bad", "key", "anonymous")
-        )
-    )
+    anonymous = np.asarray(pd.isna(user), np.bool_) | (user == "")
+    if anonymous.any():
+        user = np.where(anonymous, "", user)
+    return np.asarray(hash_array(user, categorize=False), np.uint64), anonymous
 
 
 def _runs(values: FloatArray) -> list[tuple[int, int]]:

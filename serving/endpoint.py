@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from configs.measures import MEASURES
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -104,9 +106,9 @@ class Observations:
     """Finished requests since a cursor.
 
     `frame` has one row a request, in the order of completion, with the columns of
-    `OBSERVATION_COLUMNS`. `cursor` is where to read on; it is opaque, can be stored, and reading
-    from the same two cursors again gives the same rows. `in_flight` counts, per slot, requests
-    that have run for longer than the `settle_s` that was asked for.
+    `OBSERVATION_COLUMNS`, and any of `OPTIONAL_COLUMNS`. `cursor` is where to read on; it is opaque,
+    can be stored, and reading from the same two cursors again gives the same rows. `in_flight`
+    counts, per slot, requests that have run for longer than the `settle_s` that was asked for.
     """
 
     frame: pd.DataFrame
@@ -155,6 +157,13 @@ OBSERVATION_COLUMNS = {
     "service_ms": "float64: time in the replica, without the gateway's queue",
     "total_ms": "float64: what the client waited for",
 }
+
+OPTIONAL_COLUMNS = {
+    **{name: f"float64: {meaning}; NaN where it is not known" for name, meaning in MEASURES.items()},
+    "stratum": "str: requests that are alike, such as a bin of prompt lengths; thresholds may depend on it",
+    "quality": "float64: score of the answer by its label in [0, 1]; NaN while there is no label",
+}
+"""What a platform may report besides; consumers take an absent column for one of unknowns."""
 
 
 @dataclass(frozen=True, slots=True)

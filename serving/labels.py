@@ -131,6 +131,20 @@ class LabelBook:
         scores = [float(score) for _, made_by, score in rows if made_by == version and score is not None]
         return scores, int(rows[-1][0]) if rows else number
 
+    def scores_by_request(self, endpoint: str, after: int, until: int) -> dict[str, float]:
+        """Mean score by request id of the labels stored after a number, up to and with another."""
+        query = (
+            sa.select(_LABELS.c.request_id, sa.func.avg(_LABELS.c.score))
+            .where(
+                _LABELS.c.endpoint == endpoint,
+                _LABELS.c.id > after,
+                _LABELS.c.id <= until,
+                _LABELS.c.score.is_not(None),
+            )
+            .group_by(_LABELS.c.request_id)
+        )
+        return {str(name): float(score) for name, score in self._rows(query)}
+
     def scores_between(self, endpoint: str, *, version: str, since: float, until: float) -> list[float]:
         """Scores of a version's answers to requests that arrived in `since <= time < until`."""
         query = sa.select(_LABELS.c.score).where(

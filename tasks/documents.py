@@ -71,9 +71,10 @@ def replayed_looks(release: Release) -> tuple[list[LookRow], list[Look]]:
     head, *rest = release.bench.journal.looks(release.row.id, Stage.CANARY.value) or [None]
     if head is None:
         return [], []
-    thresholds = LatencyThresholds(head.stats["thresholds"])
+    thresholds = LatencyThresholds.from_dict(head.stats["thresholds"])
     stored = [StoredLook.from_dict(look.stats) for look in rest]
-    return rest, replay(release.bench.policy.canary, thresholds, stored)
+    canary = release.bench.policy.canary
+    return rest, replay(canary, thresholds, stored, quality=canary.quality is not None)
 
 
 def report(release: Release) -> str:

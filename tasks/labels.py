@@ -135,6 +135,14 @@ def newest_label(bench: Bench) -> int:
         return book.newest(bench.name)
 
 
+def scores_between(bench: Bench, after: int, until: int) -> dict[str, float]:
+    """Scores by request id of the labels numbered `after < n <= until`: what a canary's look takes."""
+    if until <= after:
+        return {}
+    with closing(LabelBook(bench.settings.journal)) as book:
+        return book.scores_by_request(bench.name, after, until)
+
+
 def quality_of(bench: Bench, request_ids: Sequence[str]) -> pd.Series[float]:
     """The score of each request, indexed by id; NaN where no label has come (yet).
 

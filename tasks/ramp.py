@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from configs.policy import Canary
 from evals.canary import CanaryJudge, Look
 from evals.looks import LatencyThresholds, StoredLook
 from evals.periods import past_thresholds
@@ -129,6 +130,11 @@ def _look(release: Release, ramp: _Ramp) -> Look:
     return look
 
 
+def judge_of(canary: Canary, thresholds: LatencyThresholds) -> CanaryJudge:
+    """The judge that a policy asks for, before its first look."""
+    return CanaryJudge(canary, thresholds, quality=canary.quality is not None)
+
+
 def judge_look(judge: CanaryJudge, stored: StoredLook) -> Look:
     """One look from its stored numbers: the same live and when a release is resumed."""
     return judge.look(
@@ -151,18 +157,18 @@ def _restore(release: Release, row: EndpointRow) -> _Ramp:
     if not looks:
         return _begin(release, row, slot)
     head, *rest = looks
-    thresholds = LatencyThresholds(head.stats["thresholds"])
+    thresholds = LatencyThresholds.from_dict(head.stats["thresholds"])
     ramp = _Ramp(
         row=row,
         slot=slot,
-        judge=CanaryJudge(bench.policy.canary, thresholds),
+        judge=judge_of(bench.policy.canary, thresholds),
         evidence=evidence_of(bench, slot, int(head.stats["generation"]), thresholds),
         cursor=looks[-1].cursor_to,
         number=looks[-1].number,
         step=int(rest[-1].stats["step"]) if rest else 0,
         step_since=bench.clock(),
     )
-    ramp.evidence.replay(head.cursor_to, rest)
+    ramp.evidence.replay(head, rest)
     for look in rest:
         seen = judge_look(ramp.judge, StoredLook.from_dict(look.stats))
         if seen.verdict.failed:
@@ -178,6 +184,7 @@ def _begin(release: Release, row: EndpointRow, slot: Slot) -> _Ramp:
         thresholds, past, cursor = _past_requests(release)
     else:
         thresholds, past, cursor = _past_periods(release, slot)
+    evidence = evidence_of(bench, slot, row.generation, thresholds)
     bench.journal.add_look(
         LookRow(
             release.row.id,
@@ -191,14 +198,15 @@ def _begin(release: Release, row: EndpointRow, slot: Slot) -> _Ramp:
                 "generation": row.generation,
                 "thresholds": thresholds.as_dict(),
                 "baseline_requests": past,
+                **evidence.extra,
             },
         )
     )
     return _Ramp(
         row=row,
         slot=slot,
-        judge=CanaryJudge(bench.policy.canary, thresholds),
-        evidence=evidence_of(bench, slot, row.generation, thresholds),
+        judge=judge_of(bench.policy.canary, thresholds),
+        evidence=evidence,
         cursor=cursor,
         number=0,
         step=0,
@@ -227,7 +235,7 @@ def _past_requests(release: Release) -> tuple[LatencyThresholds, int, str]:
         fresh += len(new)
         champion = pd.concat([champion, new]) if len(champion) else new
     champion = champion.tail(max(fresh, BASELINE_REQUESTS_MIN))
-    return LatencyThresholds.from_past(champion["service_ms"].to_numpy()), len(champion), cursor
+    return LatencyThresholds.from_requests(bench.policy.canary, champion), len(champion), cursor
 
 
 def _past_periods(release: Release, slot: Slot) -> tuple[LatencyThresholds, int, str]:

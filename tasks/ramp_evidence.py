@@ -19,6 +19,7 @@ from evals.units import UnitTracker
 from serving.endpoint import SHARE_SCALE, Endpoint, Period, Slot
 from serving.records import LookRow
 from tasks.bench import Bench
+from tasks.labels import newest_label, scores_between
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +45,12 @@ class Seen:
 
 
 class RampEvidence(Protocol):
-    """One release's source of evidence, from look to look."""
+    """One release's source of evidence, from look to look. `extra` is stored before the first one."""
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Plain values."""
+        ...
 
     def look(self, cursor: str, now: float) -> Seen:
         """What finished since the cursor."""
@@ -54,8 +60,8 @@ class RampEvidence(Protocol):
         """The platform confirmed this share between these two times."""
         ...
 
-    def replay(self, start: str, looks: Sequence[LookRow]) -> None:
-        """Be as after these stored looks, the first of which read from `start`."""
+    def replay(self, head: LookRow, looks: Sequence[LookRow]) -> None:
+        """Be as after these stored looks; `head` is what was stored before the first."""
         ...
 
 
@@ -72,7 +78,10 @@ def evidence_of(
 
 
 class RequestEvidence:
-    """Requests from the platform's log, grouped into units of what was randomised."""
+    """Requests from the platform's log, grouped into units of what was randomised.
+
+    With `canary.quality` a look also takes the labels that came since the one before.
+    """
 
     def __init__(
         self, bench: Bench, slot: Slot, first_generation: int, thresholds: LatencyThresholds
@@ -80,28 +89,45 @@ class RequestEvidence:
         self._bench = bench
         self._slot = slot
         self._first_generation = first_generation
-        self._tracker = UnitTracker(bench.policy.canary, bench.policy.assign_by, thresholds)
+        self._quality = bench.policy.canary.quality is not None
+        self._tracker = UnitTracker(
+            bench.policy.canary, bench.policy.assign_by, thresholds, quality=self._quality
+        )
+        self._labels = newest_label(bench) if self._quality else 0
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The number of the newest label: later ones are the canary's."""
+        return {"labels": [self._labels, self._labels]} if self._quality else {}
 
     def look(self, cursor: str, now: float) -> Seen:
         """Finished requests since the cursor, and how many hang."""
+        # Labels first: what they are about is then among the requests.
+        labels = self._labels, newest_label(self._bench) if self._quality else 0
+        scores = scores_between(self._bench, *labels)
         seen = self._bench.endpoint.observations(cursor, settle_s=self._bench.policy.canary.settle_s)
+        self._labels = labels[1]
         return Seen(
-            self._tracker.observe(self._ours(seen.frame), now=now),
+            self._tracker.observe(self._ours(seen.frame), now, scores),
             seen.cursor,
             now,
             seen.in_flight.get(self._slot, 0),
             seen.in_flight.get(self._slot.sibling, 0),
-            {"rows": len(seen.frame)},
+            {"rows": len(seen.frame)} | ({"labels": list(labels)} if self._quality else {}),
         )
 
     def holds(self, share_bp: int, *, asked_at: float, now: float) -> None:
         """Nothing to note: each request has its own share."""
 
-    def replay(self, start: str, looks: Sequence[LookRow]) -> None:
+    def replay(self, head: LookRow, looks: Sequence[LookRow]) -> None:
         """Read the stored looks' requests once more: users already counted must not count again."""
-        past = _Past(self._bench.endpoint, start)
+        past = _Past(self._bench.endpoint, head.cursor_to)
         for look in looks:
-            self._tracker.observe(self._ours(past.take(int(look.stats["rows"]))), now=look.time)
+            after, until = look.stats.get("labels", (0, 0))
+            frame = self._ours(past.take(int(look.stats["rows"])))
+            self._tracker.observe(frame, look.time, scores_between(self._bench, int(after), int(until)))
+        if self._quality:
+            self._labels = int((looks[-1] if looks else head).stats["labels"][1])
 
     def _ours(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows of this release's generations, marked with the arm that they were assigned to."""
@@ -154,6 +180,11 @@ class PeriodEvidence:
         self._spans: list[_Span] = []
         self._is_open = False
 
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
     def look(self, cursor: str, now: float) -> Seen:
         """The periods that became complete since the cursor and lie within one confirmed share."""
         since, until = float(cursor), watermark(self._bench, now)
@@ -186,7 +217,7 @@ class PeriodEvidence:
             self._spans.append(_Span(share_bp, now, now))
         self._is_open = True
 
-    def replay(self, start: str, looks: Sequence[LookRow]) -> None:
+    def replay(self, head: LookRow, looks: Sequence[LookRow]) -> None:
         """The spans as the last look left them; an open one ends there, for nobody confirmed it since."""
         self._is_open = False
         if looks:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 
 import numpy as np
 import pandas as pd
@@ -13,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.policy import Canary, Latency, LatencyBudget, Window
+from evals.badness import families
 from evals.canary import CanaryJudge
-from evals.looks import LatencyThresholds, LookStatistics, StoredLook, budget_limits, metric_names
+from evals.looks import LatencyThresholds, LookStatistics, StoredLook, budget_limits
 from evals.units import UnitTracker
 from evals.verdict import Outcome
 
@@ -148,7 +148,8 @@ def test_shares_of_zero_and_one_are_no_evidence() -> None:
 def test_latency_counts_with_slack_for_the_candidate_only() -> None:
     policy = Canary(latency=Latency(tolerance=0.1, margin=0.5, budget_ms=LatencyBudget(p95=100)))
     thresholds = LatencyThresholds({"p50": 10.0})
-    assert metric_names(policy, thresholds) == ("errors", "tolerance/p50", "margin/p50", "budget/p95")
+    (family,) = families(policy, thresholds)
+    assert family.metrics == ("errors", "tolerance/p50", "margin/p50", "budget/p95")
     assert budget_limits(policy) == {"p95": 100.0}
     rows = [
         {"candidate": True, "service_ms": 12.0, "total_ms": 101.0},
@@ -308,32 +309,3 @@ def test_sticky_users_with_their_own_rates_are_rarely_rolled_back() -> None:
     assert failed <= 3  # at a true rate of 1%, 4 or more would come up once in 50 runs of another seed
     caught = sum(sticky_release(rng, harm=6.0, policy=policy) is Outcome.FAIL for _ in range(20))
     assert caught >= 18
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("by", ["request", "user"])
-def test_a_million_observations_cost_under_forty_sorts(by: str) -> None:
-    """A ratio, because machines differ; here about 0.2 s (requests) and 0.3 s (20,000 users)."""
-    rng = np.random.default_rng(1)
-    size, users = 1_000_000, 20_000
-    names = np.array([f"{i:032x}" for i in range(users)], dtype=object)
-    user = rng.integers(0, users, size)
-    share = np.where(np.arange(size) < size // 2, 0.05, 0.25)
-    frame = pd.DataFrame(
-        {
-            "time": np.sort(rng.uniform(0, 1000, size)),
-            "user": names[user],
-            "share": share,
-            "candidate": rng.random(users)[user] < share,
-            "failed": rng.random(size) < 0.01,
-            "service_ms": rng.lognormal(1, 0.5, size),
-            "total_ms": rng.lognormal(1, 0.5, size),
-        }
-    )
-    thresholds = LatencyThresholds.from_past(rng.lognormal(1, 0.5, 5000))
-    started = time.process_time()
-    np.sort(rng.random(size))
-    plain = time.process_time() - started
-    started = time.process_time()
-    UnitTracker(Canary(), by, thresholds).observe(frame, 2000.0)
-    assert time.process_time() - started < 40 * plain
