@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs import sagemaker
+from configs import sagemaker, vertex
 from configs.approval import Approval
 from configs.drift import Drift
 from configs.evaluation import Evaluation
@@ -22,6 +22,7 @@ from configs.notify import Notify
 from configs.sagemaker import SageMaker
 from configs.section import LatencyBudget, Name, Probability, Section
 from configs.text_shadow import TextShadow
+from configs.vertex import Vertex
 from configs.watch import Watch
 
 
@@ -198,10 +199,11 @@ class Policy(Section):
     endpoint: Name = Field(description="The name clients call.")
     model: str = Field(min_length=1, description="Registered model in MLflow.")
     owner: str = Field(min_length=1, description="Who is told.")
-    platform: Literal["local", "sagemaker"] = Field(
+    platform: Literal["local", "sagemaker", "vertex"] = Field(
         default="local", description="Where the endpoint lives; all but `local` have a section of their own."
     )
     sagemaker: SageMaker | None = Field(default=None, description="Where `platform` is sagemaker.")
+    vertex: Vertex | None = Field(default=None, description="Where `platform` is vertex.")
     assign_by: Literal["user", "request"] = Field(
         default="user", description="What is randomised, hence the unit of evidence."
     )
@@ -224,7 +226,8 @@ class Policy(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Policy:
-        found = sagemaker.contradictions(self) if self.platform == "sagemaker" else []
+        rules = {"sagemaker": sagemaker.contradictions, "vertex": vertex.contradictions}
+        found = rules[self.platform](self) if self.platform in rules else []
         if found:
             raise ValueError("; ".join(found))
         return self

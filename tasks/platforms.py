@@ -13,7 +13,7 @@ from serving.errors import SetupError
 if TYPE_CHECKING:
     from serving.endpoint import Endpoint
 
-_NEEDS = {"sagemaker": ("boto3", "aws")}
+_NEEDS = {"sagemaker": ("boto3", "aws"), "vertex": ("google.cloud.aiplatform_v1", "gcp")}
 """The package that a platform needs, and the extra that has it."""
 
 
@@ -26,7 +26,7 @@ def open_endpoint(
 ) -> Endpoint:
     """The policy's endpoint on its platform. Raises `SetupError` where a package is missing."""
     package, extra = _NEEDS.get(policy.platform, ("", ""))
-    if package and importlib.util.find_spec(package) is None:
+    if package and not _is_installed(package):
         raise SetupError(
             f"{policy.endpoint}: platform {policy.platform} needs the package {package}, which is not "
             f"installed. Next: pip install 'interlock[{extra}]' (in this checkout: make install)"
@@ -35,7 +35,18 @@ def open_endpoint(
         from serving.sagemaker.endpoint import SageMakerEndpoint
 
         return SageMakerEndpoint(policy.endpoint, policy, settings, clock=clock, sleep=sleep)
+    if policy.platform == "vertex":
+        from serving.vertex.endpoint import VertexEndpoint
+
+        return VertexEndpoint(policy.endpoint, policy, settings, clock=clock, sleep=sleep)
     from serving.local import LocalEndpoint
     from serving.supervision import Supervisor
 
     return LocalEndpoint(policy.endpoint, policy, settings, Supervisor(settings))
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # not even its namespace
+        return False

@@ -65,3 +65,15 @@ def generation_content() -> dict[str, Any]:
         "prices": {"input_per_million": 1, "output_per_million": 2},
         "slices": [{"column": "topic", "metric": "exact_match", "margin": 0.1}],
     }
+
+
+def vertex_content(**more: Any) -> dict[str, Any]:
+    """A section `vertex:` with what a shadow needs."""
+    return {
+        "project": "acme-models",
+        "region": "europe-west4",
+        "image": "europe-west4-docker.pkg.dev/acme-models/serving/interlock:1",
+        "artifacts": "gs://acme-models/interlock",
+        "request_log": {"table": "acme-models.interlock.requests", "delay_s": 0},
+        **more,
+    }
