@@ -19,6 +19,7 @@ from configs.generation import Generation
 from configs.labels import Labels
 from configs.measures import Measure, MeasureName, Quality
 from configs.notify import Notify
+from configs.retention import Retention
 from configs.sagemaker import SageMaker
 from configs.section import LatencyBudget, Name, Probability, Section
 from configs.text_shadow import TextShadow
@@ -222,6 +223,7 @@ class Policy(Section):
     keep_previous_s: float = Field(
         default=3600, ge=0, description="The old champion stays warm this long after promotion."
     )
+    retention: Retention = Field(default_factory=Retention, description="How long records are kept.")
     watch: Watch = Field(default_factory=Watch, description="After the promotion.")
 
     @model_validator(mode="after")

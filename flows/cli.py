@@ -17,6 +17,7 @@ from flows import (
     cli_labels,
     cli_policy,
     cli_release,
+    cli_retention,
     cli_stack,
     cli_watch,
 )
@@ -49,6 +50,7 @@ for _command in (cli_watch.rollback, cli_release.history, cli_watch.watch):
     app.command()(_command)
 app.command()(cli_drift.drift)
 app.command()(cli_labels.labels)
+app.command()(cli_retention.forget)
 app.command()(cli_policy.validate)
 app.command("policy-keys")(cli_policy.show_policy_keys)
 app.add_typer(cli_keys.app, name="keys")

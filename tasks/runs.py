@@ -71,6 +71,30 @@ class Runs:
             )
             return str(run.info.run_id)
 
+    def find_run(self, endpoint: str, release_id: str) -> str:
+        """The id of a run that `open_run` made, "" where there is none."""
+        name = f"interlock/{endpoint}"
+        with _translated(f"experiment {name}", self.tracking_uri):
+            experiment = self._client.get_experiment_by_name(name)
+            if experiment is None:
+                return ""
+            wanted = f"tags.`interlock.release` = '{release_id}'"
+            found = self._client.search_runs([experiment.experiment_id], wanted, max_results=1)
+            return str(found[0].info.run_id) if found else ""
+
+    def folders(self, run_id: str, folder: str) -> list[str]:
+        """The paths of the folders inside a folder of a run's artifacts."""
+        with _translated(f"artifacts of run {run_id}", self.tracking_uri):
+            return [found.path for found in self._client.list_artifacts(run_id, folder) if found.is_dir]
+
+    def delete_folder(self, run_id: str, folder: str) -> None:
+        """Delete a folder of a run's artifacts; nothing where it is gone already."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        with _translated(f"artifacts {folder} of run {run_id}", self.tracking_uri):
+            uri = str(self._client.get_run(run_id).info.artifact_uri)
+            get_artifact_repository(uri, tracking_uri=self.tracking_uri).delete_artifacts(folder)
+
     def run_url(self, run_id: str) -> str:
         """Where a person looks at a run."""
         if not run_id:

@@ -102,7 +102,7 @@ def read_captures(
     reservoir it does not depend on the order of the rows: it is the same before and after a
     compaction, on any number of threads. The shadow's copies are left out unless asked for.
     """
-    with _locked(folder, fcntl.LOCK_SH), _connected() as database:
+    with _locked(folder, fcntl.LOCK_SH), open_bounded() as database:
         conditions, values = _conditions(since, until, versions, statuses, with_replays=with_replays)
         drawn = _draw(database, folder, (since, until), conditions, values, limit=limit, seed=seed)
         listed = ", ".join(f'"{name}"' for name in CAPTURE_COLUMNS if name in columns)
@@ -124,7 +124,7 @@ def stream_captures(
 
     Holds the folder's shared lock until it is exhausted or closed.
     """
-    with _locked(folder, fcntl.LOCK_SH), _connected() as database:
+    with _locked(folder, fcntl.LOCK_SH), open_bounded() as database:
         conditions, values = _conditions(since, until, versions, statuses, with_replays=False)
         drawn = _draw(database, folder, (since, until), conditions, values, limit=limit, seed=seed)
         listed = ", ".join(f'"{name}"' for name in columns)
@@ -140,7 +140,7 @@ def find_captures(
 
     Scans the ids of everything since `since`, and reads the other columns of what it finds only.
     """
-    with _locked(folder, fcntl.LOCK_SH), _connected() as database:
+    with _locked(folder, fcntl.LOCK_SH), open_bounded() as database:
         database.execute("CREATE TEMP TABLE wanted AS SELECT unnest(?::VARCHAR[]) AS id", [list(request_ids)])
         conditions, values = _conditions(since, None, None, None, with_replays=False)
         listed = ", ".join(f'"{name}"' for name in columns)
@@ -161,7 +161,7 @@ def count_captures(
     Reads narrow columns of everything, never a body: cheap where `read_captures` must sample.
     """
     conditions, values = _conditions(since, until, None, None, with_replays=with_replays)
-    with _locked(folder, fcntl.LOCK_SH), _connected() as database:
+    with _locked(folder, fcntl.LOCK_SH), open_bounded() as database:
         query = (
             f"SELECT version, status, count(*) AS requests FROM ({_table(folder, since=since, until=until)}) "  # noqa: S608
             f"WHERE {conditions} GROUP BY ALL ORDER BY ALL"
@@ -207,8 +207,7 @@ def purge_captures(folder: Path, *, before: float) -> int:
     purged = 0
     if not folder.is_dir():
         return purged
-    with _locked(folder, fcntl.LOCK_EX, name=".compact.lock"), _locked(folder, fcntl.LOCK_EX):
-        _recover(folder)
+    with held_alone(folder):
         for path in sorted(folder.glob("parquet/hour=*/*.parquet")):
             if _hour_start(path.parent.name.removeprefix("hour=")) + 3600 <= before:
                 path.unlink()
@@ -238,7 +237,7 @@ def _table(folder: Path, *, since: float | None, until: float | None) -> str:
     columns = ", ".join(f'"{name}"' for name in CAPTURE_COLUMNS)
     parts: list[str] = []
     if parquet:
-        parts.append(f"SELECT {columns} FROM read_parquet({_quoted_list(parquet)})")  # noqa: S608
+        parts.append(f"SELECT {columns} FROM read_parquet({quoted(parquet)})")  # noqa: S608
     if live:
         parts.append(_live_query(live))
     if not parts:
@@ -274,7 +273,7 @@ def _live_query(paths: Sequence[Path]) -> str:
     columns = ", ".join(f'"{name}"' for name in CAPTURE_COLUMNS)
     types = ", ".join(f"'{name}': '{kind}'" for name, kind in CAPTURE_COLUMNS.items())
     return (
-        f"SELECT {columns} FROM read_json({_quoted_list(paths)}, format='newline_delimited', "  # noqa: S608
+        f"SELECT {columns} FROM read_json({quoted(paths)}, format='newline_delimited', "  # noqa: S608
         f"columns={{{types}}}, ignore_errors=true, maximum_object_size={_LINE_BYTES_MAX}) "
         "WHERE time IS NOT NULL"
     )
@@ -392,7 +391,7 @@ def _write_state(folder: Path, state: _State) -> None:
 
 
 @contextlib.contextmanager
-def _connected() -> Generator[duckdb.DuckDBPyConnection]:
+def open_bounded() -> Generator[duckdb.DuckDBPyConnection]:
     """A database that reads in bounded memory, with no more threads than that memory is shared well by."""
     import duckdb
 
@@ -401,6 +400,14 @@ def _connected() -> Generator[duckdb.DuckDBPyConnection]:
         database.execute(f"SET threads = {min(READ_THREADS_MAX, os.cpu_count() or 1)}")
         database.execute("SET preserve_insertion_order = false")
         yield database
+
+
+@contextlib.contextmanager
+def held_alone(folder: Path) -> Generator[None]:
+    """No reader, no compaction; what a killed compaction left is settled first. Writers go on."""
+    with _locked(folder, fcntl.LOCK_EX, name=".compact.lock"), _locked(folder, fcntl.LOCK_EX):
+        _recover(folder)
+        yield
 
 
 @contextlib.contextmanager
@@ -422,5 +429,6 @@ def _hour_start(hour: str) -> float:
     return datetime.strptime(hour, "%Y-%m-%dT%H").replace(tzinfo=UTC).timestamp()
 
 
-def _quoted_list(paths: Sequence[Path]) -> str:
+def quoted(paths: Sequence[Path]) -> str:
+    """File names as a list of DuckDB's."""
     return "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"

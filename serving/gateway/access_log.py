@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from serving.endpoint import OBSERVATION_COLUMNS, REFUSALS, SHARE_SCALE
 from serving.errors import Refused
+from serving.gateway.log_erasing import first_data
 from serving.gateway.log_format import LINE_GROUPS, endpoint_mark, line_pattern
 
 if TYPE_CHECKING:
@@ -61,12 +62,12 @@ class AccessLog:
             inode, size = _inode(path), path.stat().st_size
             position = start.offset if inode == start.inode and start.offset <= size else 0
             end = stop.offset if stop and stop.inode == inode else size
-            for chunk in _chunks(path, position, end):
+            for chunk, read_to in _chunks(path, position, end):
                 rows = self._pattern.findall(chunk)
                 malformed += chunk.count(self._mark) - len(rows)
                 if rows:
                     frames.append(_frame(rows))
-                position += len(chunk)
+                position = read_to
                 count += len(rows)
                 if limit is not None and count >= limit:
                     break
@@ -120,17 +121,17 @@ def _inode(path: Path) -> int | None:
         return None
 
 
-def _chunks(path: Path, position: int, end: int) -> Iterator[bytes]:
-    """Whole lines, a few megabytes at a time, without gaps."""
+def _chunks(path: Path, position: int, end: int) -> Iterator[tuple[bytes, int]]:
+    """Whole lines, a few megabytes at a time, with the position after them; what was erased is skipped."""
     with path.open("rb") as log:
-        while position < end:
+        while (position := first_data(log.fileno(), position)) < end:
             log.seek(position)
             data = log.read(min(_CHUNK_BYTES, end - position))
             whole = data.rfind(b"\n") + 1
             if whole == 0:
                 return
             position += whole
-            yield data[:whole]
+            yield data[:whole], position
 
 
 def _frame(rows: list[tuple[bytes, ...]]) -> pd.DataFrame:

@@ -1,0 +1,39 @@
+"""The policy's part about how long records are kept."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from configs.section import Section
+
+DAY_S = 86_400.0
+
+
+class Retention(Section):
+    """What is older is deleted by the scheduled flow `retention`, with a line in the trail.
+
+    The journal's counts of every look, its verdicts and its trail are kept for ever: they name nobody, and a
+    release can be decided again from them.
+    """
+
+    captures_s: float | None = Field(
+        default=30 * DAY_S,
+        ge=3600,
+        description="Captured requests and their labels, in whole hours; null: for ever.",
+    )
+    access_log_s: float | None = Field(
+        default=30 * DAY_S,
+        ge=DAY_S,
+        description="Lines of the gateway's access log. All endpoints share it: the longest time counts, and "
+        "an open release keeps its own; null: for ever.",
+    )
+    logs_s: float | None = Field(
+        default=14 * DAY_S,
+        ge=3600,
+        description="Logs of programs that nobody wrote to for this long; null: for ever.",
+    )
+    reports_s: float | None = Field(
+        default=365 * DAY_S,
+        ge=DAY_S,
+        description="Drift reports in MLflow (the scores over time stay); null: for ever.",
+    )

@@ -1,0 +1,178 @@
+"""Deleting what is older than the policy says, and forgetting a user; both leave a line in the trail.
+
+What is never deleted: the journal's counts of looks, verdicts and trail. They name nobody, and a release
+can be decided again from them. Imports neither Prefect nor MLflow by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from configs.errors import ConfigError
+from configs.loading import load_policy
+from configs.settings import Settings
+from serving.capture.erasing import erase_spooled, erase_users
+from serving.capture.reader import compact, purge_captures
+from serving.capture.segments import purge_segments
+from serving.endpoint import Slot
+from serving.errors import ServingError
+from serving.gateway.identity import user_hmac, user_key
+from serving.gateway.keys import Keys
+from serving.gateway.log_erasing import erase_before, hide_users
+from serving.gateway.places import access_log_path
+from serving.journal import Journal
+from serving.labels import LabelBook
+from tasks.bench import Bench
+
+_LOG = logging.getLogger("interlock.retention")
+_WHO = "retention"
+DELETED = "records deleted"
+FORGOTTEN = "user forgotten"
+PUBLIC_TENANT = "public"
+"""The tenant of requests without a credential."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What one run deleted of an endpoint: files, labels, spool segments, and drift reports."""
+
+    endpoint: str
+    capture_files: int = 0
+    labels: int = 0
+    spool_segments: int = 0
+    reports: int = 0
+    compacted: int = 0
+
+    @property
+    def words(self) -> str:
+        """What was done, for people."""
+        named = {
+            "capture files": self.capture_files,
+            "labels": self.labels,
+            "spool segments": self.spool_segments,
+            "drift reports": self.reports,
+        }
+        gone = ", ".join(f"{count} {name}" for name, count in named.items() if count)
+        return f"{self.endpoint}: {gone or 'nothing was too old'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What was taken out for one user. `fingerprint` recognises the request in the trail, and nobody else."""
+
+    endpoint: str
+    requests: int
+    spooled: int
+    labels: int
+    log_lines: int
+    fingerprint: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def retain(bench: Bench) -> Deleted:
+    """Compact an endpoint's captures, and delete what is older than its policy says."""
+    policy, now = bench.policy.retention, bench.clock()
+    folder = bench.settings.captures_dir / bench.name
+    compacted = 0
+    while (done := compact(folder, now=now)).segments:
+        compacted += done.segments
+    files = labels = reports = 0
+    if policy.captures_s is not None:
+        before = now - policy.captures_s
+        files = purge_captures(folder, before=before)
+        with closing(LabelBook(bench.settings.journal)) as book:
+            labels = book.purge(bench.name, before=before)
+    spooled = sum(
+        purge_segments(
+            bench.settings.spool_dir / bench.name / slot.value,
+            opened_before=now - bench.policy.capture.spool.max_age_s,
+        )
+        for slot in Slot
+    )
+    if policy.reports_s is not None:
+        reports = _delete_reports(bench, before=now - policy.reports_s)
+    deleted = Deleted(bench.name, files, labels, spooled, reports, compacted)
+    if files or labels or reports:
+        values = {name: value for name, value in asdict(deleted).items() if name != "endpoint"}
+        bench.journal.record(bench.name, DELETED, who=_WHO, now=now, **values)
+    return deleted
+
+
+def retain_logs(settings: Settings, names: list[str], *, now: float) -> str:
+    """Delete what all endpoints share: old lines of the access log, logs that nobody writes to.
+
+    The longest time that any policy asks for counts; one that cannot be read keeps everything.
+    """
+    try:
+        policies = [load_policy(settings.policy_path(name)).retention for name in names]
+    except ConfigError as error:
+        return f"logs: kept, a policy cannot be read: {error}"
+    if not policies:
+        return "logs: no endpoint says how long they are kept"
+    lines = [policy.access_log_s for policy in policies]
+    logs = [policy.logs_s for policy in policies]
+    with closing(Journal(settings.journal)) as journal:
+        # a resumed release reads its requests once more
+        open_since = [one.started_at for one in journal.releases() if not one.state.final]
+        erased = files = 0
+        if None not in lines:
+            before = min([now - max(one for one in lines if one is not None), *open_since])
+            erased = erase_before(access_log_path(settings), before)
+        if None not in logs:
+            oldest = now - max(one for one in logs if one is not None)
+            for path in settings.logs_dir.glob("*.log*"):
+                if path.is_file() and path.stat().st_mtime < oldest:
+                    path.unlink(missing_ok=True)
+                    files += 1
+        if erased or files:
+            journal.record("", DELETED, who=_WHO, now=now, access_log_bytes=erased, log_files=files)
+    return f"logs: {erased:,} bytes of the access log and {files} log files were too old"
+
+
+def forget_user(bench: Bench, user: str, *, tenant: str = "", who: str) -> Forgotten:
+    """Take a user's requests out of captures, spool, labels and the access log. Safe to repeat.
+
+    Without a tenant the user is looked for under every tenant that has a key, and without one. The trail
+    gets counts and a keyed fingerprint, never the id nor its pseudonym.
+    """
+    settings, key = bench.settings, user_key(bench.settings)
+    tenants = [tenant] if tenant else sorted({*(one.tenant for one in Keys(settings).every()), PUBLIC_TENANT})
+    users = [user_hmac(key, name, user) for name in tenants]
+    lines, ids = hide_users(access_log_path(settings), bench.name, users)
+    erased = erase_users(settings.captures_dir / bench.name, users)
+    ids |= erased.request_ids
+    spooled = sum(erase_spooled(settings.spool_dir / bench.name / slot.value, ids) for slot in Slot)
+    with closing(LabelBook(settings.journal)) as book:
+        labels = sum(book.forget(bench.name, one) for one in users)
+    fingerprint = hmac.new(key, f"forgotten:{tenant}:{user}".encode(), hashlib.sha256).hexdigest()[:16]
+    forgotten = Forgotten(bench.name, erased.rows, spooled, labels, lines, fingerprint)
+    values = {name: value for name, value in forgotten.as_dict().items() if name != "endpoint"}
+    bench.journal.record(bench.name, FORGOTTEN, who=who, now=bench.clock(), tenants=len(tenants), **values)
+    return forgotten
+
+
+def _delete_reports(bench: Bench, *, before: float) -> int:
+    """Drift reports of windows that ended before a moment. Where MLflow is away the next run does it."""
+    deleted = 0
+    try:
+        run_id = bench.runs.find_run(bench.name, f"{bench.name}-drift")
+        for folder in bench.runs.folders(run_id, "drift") if run_id else ():
+            try:
+                ended = datetime.strptime(folder.rpartition("/")[2], "%Y-%m-%dT%H-%M").replace(tzinfo=UTC)
+            except ValueError:
+                continue  # nothing of ours
+            if ended.timestamp() < before:
+                bench.runs.delete_folder(run_id, folder)
+                deleted += 1
+    except ServingError as error:
+        _LOG.warning("%s: old drift reports stay for now: %s", bench.name, error)
+    return deleted
