@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from configs import sagemaker, vertex
 from configs.approval import Approval
 from configs.drift import Drift
+from configs.drill import Drill
 from configs.evaluation import Evaluation
 from configs.generation import Generation
 from configs.labels import Labels
@@ -219,6 +220,7 @@ class Policy(Section):
     canary: Canary = Field(default_factory=Canary, description="The ramp.")
     notify: Notify = Field(default_factory=Notify, description="Whom alerts reach, and how often.")
     drift: Drift | None = Field(default=None, description="Drift checks after the release; none without it.")
+    drill: Drill | None = Field(default=None, description="Makes this a drill endpoint; none without it.")
     labels: Labels | None = Field(default=None, description="The truth that arrives later; none without it.")
     keep_previous_s: float = Field(
         default=3600, ge=0, description="The old champion stays warm this long after promotion."

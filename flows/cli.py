@@ -13,6 +13,7 @@ import typer
 from flows import (
     cli_approval,
     cli_drift,
+    cli_drill,
     cli_keys,
     cli_labels,
     cli_policy,
@@ -49,6 +50,7 @@ for _command in (cli_approval.approve, cli_approval.reject):
 for _command in (cli_watch.rollback, cli_release.history, cli_watch.watch):
     app.command()(_command)
 app.command()(cli_drift.drift)
+app.command()(cli_drill.drill)
 app.command()(cli_labels.labels)
 app.command()(cli_retention.forget)
 app.command()(cli_policy.validate)

@@ -22,6 +22,7 @@ def test_keys_are_those_of_a_whole_policy() -> None:
         "drift": {},
         "labels": {},
         "canary": {"measures": {"ttft_ms": {}}, "quality": {}},
+        "drill": {},
         "sagemaker": whole_sagemaker(),
         "vertex": vertex_content(),
     }
