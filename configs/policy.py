@@ -23,6 +23,7 @@ from configs.notify import Notify
 from configs.retention import Retention
 from configs.sagemaker import SageMaker
 from configs.section import LatencyBudget, Name, Probability, Section
+from configs.serving_runtime import Serving
 from configs.text_shadow import TextShadow
 from configs.vertex import Vertex
 from configs.watch import Watch
@@ -46,9 +47,10 @@ class Replicas(Section):
     request_timeout_s: float = Field(
         default=30, gt=0, description="A request without an answer after this is an error."
     )
-    retry_unanswered: bool = Field(
-        default=True,
-        description="Ask another replica when one dies before it answers; off where requests have effects.",
+    retry_unanswered: bool | None = Field(
+        default=None,
+        description="Ask another replica when one dies before it answers; off where requests have effects. "
+        "Default: on for pyfunc, off for language models.",
     )
     start_timeout_s: float = Field(
         default=120, gt=0, description="A replica not healthy after this fails the deployment."
@@ -210,6 +212,7 @@ class Policy(Section):
         default="user", description="What is randomised, hence the unit of evidence."
     )
     replicas: Replicas = Field(default_factory=Replicas, description="Serving processes.")
+    serving: Serving = Field(default_factory=Serving, description="What a replica runs.")
     access: Access = Field(default_factory=Access, description="Credentials and limits.")
     capture: Capture = Field(default_factory=Capture, description="What is recorded.")
     evaluation: Evaluation | Generation = Field(

@@ -134,6 +134,11 @@ class Settings(BaseSettings):
         return self.state / "captures"
 
     @cached_property
+    def measures_dir(self) -> Path:
+        """`ENDPOINT/*.jsonl`: what each request to a language model took and cost; no bodies."""
+        return self.state / "measures"
+
+    @cached_property
     def journal(self) -> str:
         """The journal's SQLAlchemy URL."""
         return self.journal_url or f"sqlite:///{self.state / 'journal.db'}"

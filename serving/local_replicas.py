@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,13 +13,19 @@ from serving.atomic import write_private
 from serving.direct import DirectClient
 from serving.endpoint import Slot
 from serving.errors import NotHealthy
+from serving.gateway.limits import drain_s
+from serving.llm.spec import LlmSpec
 from serving.programs import Program
 from serving.replica.spec import CaptureSpec, ReplicaSpec, SpoolSpec
 from serving.secret_files import Secret, read_or_create, secret_path
 from serving.slots import SlotFiles, SlotRecord, SlotReplica
 from serving.supervision import Supervisor
 
+_LLM_COMMAND = (sys.executable, "-m", "serving.llm")
+_CHECKOUT = Path(__file__).parents[1]
 _POLL_S = 0.1
+_STOP_MARGIN_S = 5.0
+_ENGINE_STOP_MARGIN_S = 30.0
 _CRASHES_MAX = 2
 _LOG_LINES = 15
 _LAME_DUCK_S = 1.0
@@ -88,19 +95,38 @@ class ReplicaProcesses:
 
     def _program(self, replica: SlotReplica, spec_path: Path) -> Program:
         threads = str(self._policy.replicas.threads)
+        is_llm = self._policy.serving.is_llm
         return Program(
             name=replica.name,
-            command=(*self._command, str(spec_path)),
+            command=(*(_LLM_COMMAND if is_llm else self._command), str(spec_path)),
             environment=dict.fromkeys(_THREAD_VARIABLES, threads),
             log_path=self._log_path(replica),
-            stop_wait_s=_LAME_DUCK_S + self._policy.replicas.request_timeout_s + 5,
+            stop_wait_s=_LAME_DUCK_S
+            + drain_s(self._policy)
+            + (_ENGINE_STOP_MARGIN_S if is_llm else _STOP_MARGIN_S),
             priority=600,
+            stop_group=not is_llm,
         )
 
     def _log_path(self, replica: SlotReplica) -> Path:
         return self._settings.logs_dir / f"{replica.name}.log"
 
     def _spec(self, record: SlotRecord, replica: SlotReplica) -> ReplicaSpec:
+        spec, serving, settings = self._common_spec(record, replica), self._policy.serving, self._settings
+        if not serving.is_llm:
+            return spec
+        return LlmSpec(
+            **spec.model_dump(),
+            serving=serving,
+            served_name=serving.served_name or self._endpoint,
+            environment=_CHECKOUT / serving.vllm.environment,
+            state_dir=settings.state,
+            measures_dir=settings.measures_dir / self._endpoint,
+            spool_of_endpoint=settings.spool_dir / self._endpoint,
+            start_timeout_s=self._policy.replicas.start_timeout_s,
+        )
+
+    def _common_spec(self, record: SlotRecord, replica: SlotReplica) -> ReplicaSpec:
         policy, settings = self._policy, self._settings
         replicas, capture = policy.replicas, policy.capture
         read_or_create(settings, Secret.USER_HMAC)
@@ -118,7 +144,7 @@ class ReplicaProcesses:
             batch_max_rows=replicas.batch.max_rows if replicas.batch else None,
             request_timeout_s=replicas.request_timeout_s,
             max_body_bytes=policy.access.max_body_bytes,
-            drain_s=replicas.request_timeout_s,
+            drain_s=drain_s(policy),
             lame_duck_s=_LAME_DUCK_S,
             mlflow_tracking_uri=settings.mlflow_url,
             model_cache_dir=settings.state / "models",

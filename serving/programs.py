@@ -31,7 +31,8 @@ class Program:
     `error_path` is given; it is opened for appending by the process itself. A program that exits
     within `start_s` counts as not started and is retried with growing pauses. It is asked to stop
     with SIGTERM and, with its whole process group, killed after `stop_wait_s`. Programs of a
-    higher `priority` are stopped first.
+    higher `priority` are stopped first. Without `stop_group` SIGTERM reaches the leader only, which then
+    ends its children in its own order.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Program:
     error_path: Path | None = None
     directory: Path | None = None
     priority: int = 500
+    stop_group: bool = True
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -87,7 +89,7 @@ def render_section(program: Program, script_path: Path, script: str) -> str:
             f"stopwaitsecs={max(1, round(program.stop_wait_s))}",
             f"priority={program.priority}",
             "stopsignal=TERM",
-            "stopasgroup=true",
+            f"stopasgroup={'true' if program.stop_group else 'false'}",
             "killasgroup=true",
             "stdout_logfile=NONE",
             "redirect_stderr=true",

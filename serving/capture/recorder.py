@@ -18,7 +18,7 @@ import zlib
 from binascii import b2a_base64
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quote
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 
 from serving.capture.redact import Redaction
 from serving.capture.segments import SegmentWriter
+from serving.capture.streams import Pace, is_stream, join_stream, measure, read_usage
 
 logger = logging.getLogger("interlock.capture")
 
@@ -34,6 +35,7 @@ DRAIN_S = 0.1
 
 SPOOL_BYTES_MAX, SPOOL_SECONDS_MAX = 4 << 20, 5.0
 CAPTURE_BYTES_MAX, CAPTURE_SECONDS_MAX = 16 << 20, 60.0
+MEASURES_BYTES_MAX, MEASURES_SECONDS_MAX, MEASURES_KEEP_S = 4 << 20, 60.0, 7 * 86_400.0
 
 _SAMPLE_SCALE = 1 << 32
 _DEFAULT_PATHS = ("/invocations", "/v1/chat/completions", "/v1/completions", "/v1/embeddings")
@@ -44,7 +46,8 @@ class CaptureConfig:
     """What is recorded, and where. Built from a spec, or from the environment inside a foreign server.
 
     `captures_dir` is the endpoint's folder and `spool_dir` the slot's; None switches that sink
-    off. Sizes in bytes.
+    off. `measures_dir` is for language models: a short line for every live request, never sampled.
+    `per_token` is dollars of a token in and of a token out. Sizes in bytes.
     """
 
     endpoint: str
@@ -60,6 +63,9 @@ class CaptureConfig:
     body_bytes_max: int = 1 << 20
     queue_records_max: int = 20_000
     queue_bytes_max: int = 64 << 20
+    measures_dir: Path | None = None
+    per_token: tuple[float, float] | None = None
+    ready_file: Path | None = None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> CaptureConfig:
@@ -68,10 +74,12 @@ class CaptureConfig:
         drop, hashed = known.pop("drop", ()), known.pop("hash", ())
         key_file = known.pop("hmac_key_file", None)
         key = Path(key_file).read_bytes().strip() if key_file else b""
-        for name in ("captures_dir", "spool_dir"):
+        for name in ("captures_dir", "spool_dir", "measures_dir", "ready_file"):
             known[name] = Path(known[name]) if known.get(name) else None
         if "paths" in known:
             known["paths"] = frozenset(known["paths"])
+        if known.get("per_token") is not None:
+            known["per_token"] = tuple(known["per_token"])
         return cls(**known, redaction=Redaction.of(drop, hashed, key))
 
     @classmethod
@@ -92,7 +100,8 @@ class Recorded:
 
     `time` is arrival in seconds since the epoch, `service_ms` arrival to last byte. `status` 0
     means that the client went away first. `truncated` means that a body was larger than recorded.
-    `replay` marks the shadow's copies, which are never live traffic.
+    `replay` marks the shadow's copies, which are never live traffic. `pace` is a stream's, `usage` the
+    event of it that only the capture had asked for.
     """
 
     time: float
@@ -108,6 +117,8 @@ class Recorded:
     service_ms: float
     truncated: bool
     replay: bool
+    pace: Pace | None = None
+    usage: bytes = b""
 
 
 @dataclass(slots=True)
@@ -116,6 +127,7 @@ class RecorderCounts:
 
     spooled: int = 0
     captured: int = 0
+    measured: int = 0
     dropped: int = 0
     bodies_withheld: int = 0
     write_errors: int = 0
@@ -138,6 +150,7 @@ class Recorder:
         self._pid = 0
         self._spool: SegmentWriter | None = None
         self._capture: SegmentWriter | None = None
+        self._measures: SegmentWriter | None = None
         self._origin = (
             f',"endpoint":{quote(config.endpoint)},"slot":{quote(config.slot)}'
             f',"replica":{quote(config.replica)}'
@@ -165,7 +178,7 @@ class Recorder:
         self._wake.set()
         thread.join(timeout=5)
         self.drain()
-        for writer in (self._spool, self._capture):
+        for writer in (self._spool, self._capture, self._measures):
             if writer is not None:
                 writer.rotate()
         self._pid = 0
@@ -185,6 +198,9 @@ class Recorder:
                     spooled.append(spool_line(record, head))
                 if capture is not None and self._is_sampled(record):
                     captured.append(self._capture_line(record, head))
+            if self._measures is not None:
+                lines = [self._measures_line(record) for record in records if not record.replay]
+                self.counts.measured += self._write(self._measures, lines, now)
             if spool is not None:
                 self.counts.spooled += self._write(spool, spooled, now)
             if capture is not None:
@@ -212,6 +228,14 @@ class Recorder:
                     run,
                     bytes_max=CAPTURE_BYTES_MAX,
                     seconds_max=CAPTURE_SECONDS_MAX,
+                )
+            if self.config.measures_dir is not None:
+                self._measures = SegmentWriter(
+                    self.config.measures_dir,
+                    run,
+                    bytes_max=MEASURES_BYTES_MAX,
+                    seconds_max=MEASURES_SECONDS_MAX,
+                    keep_s=MEASURES_KEEP_S,
                 )
             self._thread = threading.Thread(target=self._run, name="interlock-capture", daemon=True)
             self._thread.start()
@@ -251,7 +275,9 @@ class Recorder:
             content_type = record.content_type.decode("latin-1")
             inputs = config.redaction.request(record.request, content_type)
             if inputs is not None or not config.redaction:  # an answer may repeat what it was asked
-                outputs = config.redaction.response(record.response, record.status)
+                answer = record.response
+                answer = join_stream(answer) if is_stream(answer) else answer
+                outputs = config.redaction.response(answer, record.status)
         if inputs is None:
             self.counts.bodies_withheld += 1
         return (
@@ -262,6 +288,12 @@ class Recorder:
             f',"inputs":{"null" if inputs is None else quote(inputs)}'
             f',"outputs":{"null" if outputs is None else quote(outputs)}}}\n'
         ).encode()
+
+    def _measures_line(self, record: Recorded) -> bytes:
+        usage = read_usage(record.response, record.usage)
+        known = measure(record.request, usage, record.pace, self.config.per_token)
+        head = {"request_id": record.request_id.decode("latin-1"), "service_ms": round(record.service_ms, 3)}
+        return json.dumps(head | asdict(known), separators=(",", ":")).encode() + b"\n"
 
 
 def record_head(record: Recorded) -> str:

@@ -17,7 +17,10 @@ _QUEUE_FILL = 2
 
 @dataclass(frozen=True, slots=True)
 class EndpointLimits:
-    """One endpoint as the gateway sees it. `concurrency` is per replica, `queue` per slot."""
+    """One endpoint as the gateway sees it. `concurrency` is per replica, `queue` per slot.
+
+    `timeout_ms` is time without a byte from the replica, `stream_ms` the longest whole answer.
+    """
 
     name: str
     public: bool
@@ -28,11 +31,14 @@ class EndpointLimits:
     queue: int
     timeout_ms: int
     retry_unanswered: bool
+    is_llm: bool = False
+    stream_ms: int = 0
 
 
 def limits_of(policy: Policy) -> EndpointLimits:
     """The part of a policy that the gateway enforces."""
     replicas = policy.replicas
+    is_llm = policy.serving.is_llm
     joined = _QUEUE_FILL * replicas.batch.max_rows if replicas.batch else 0
     return EndpointLimits(
         name=policy.endpoint,
@@ -43,8 +49,18 @@ def limits_of(policy: Policy) -> EndpointLimits:
         concurrency=max(replicas.concurrency, joined),
         queue=replicas.queue,
         timeout_ms=round(replicas.request_timeout_s * 1000),
-        retry_unanswered=replicas.retry_unanswered,
+        # A generation that was asked for twice is paid for twice, and its text differs.
+        retry_unanswered=not is_llm if replicas.retry_unanswered is None else replicas.retry_unanswered,
+        is_llm=is_llm,
+        stream_ms=round(drain_s(policy) * 1000),
     )
+
+
+def drain_s(policy: Policy) -> float:
+    """How long one answer may take to its last byte: what draining and reloads wait for, in seconds."""
+    if policy.serving.is_llm:
+        return max(policy.replicas.request_timeout_s, policy.serving.stream_timeout_s)
+    return policy.replicas.request_timeout_s
 
 
 def save_limits(settings: Settings, limits: EndpointLimits) -> None:

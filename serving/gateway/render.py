@@ -45,6 +45,10 @@ HEALTH_PATH = "/gw/health"
 INFERENCE_PATHS = ("/invocations",)
 """What clients may POST to below `/{endpoint}`. Everything else is 404."""
 
+LIST_MODELS_PATH = "/v1/models"
+LLM_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", LIST_MODELS_PATH)
+"""The same for language models; the list of models is the only path that is read with GET."""
+
 ERRORS = {
     400: "bad_request",
     401: "unauthorized",
@@ -68,6 +72,7 @@ ERRORS = {
 _BUFFER_BYTES = 16_384
 _CONNECTIONS_MAX = 16_384
 _HARD_STOP_MARGIN_S = 30
+_CLIENT_TIMEOUT_MS = 60_000
 _CONFIG_LOCK_WAIT_S = 60.0
 
 
@@ -161,6 +166,7 @@ def _render(settings: Settings, endpoints: list[EndpointLimits]) -> str:
             "Next: put certificate chain and private key there, in one PEM file"
         )
     timeout_ms_max = max((one.timeout_ms for one in endpoints), default=0)
+    answer_ms_max = max((max(one.timeout_ms, one.stream_ms) for one in endpoints), default=0)
     return _template().render(
         admin_socket=str(admin_socket(settings)),
         host=settings.host,
@@ -172,7 +178,8 @@ def _render(settings: Settings, endpoints: list[EndpointLimits]) -> str:
         jwt_claims=_wanted_claims(settings),
         threads=min(os.cpu_count() or 1, 8),
         connections_max=_connections_max(),
-        hard_stop_s=timeout_ms_max // 1000 + _HARD_STOP_MARGIN_S,
+        hard_stop_s=answer_ms_max // 1000 + _HARD_STOP_MARGIN_S,
+        client_timeout_ms=max(_CLIENT_TIMEOUT_MS, timeout_ms_max),
         buffer_bytes=_BUFFER_BYTES,
         user_key=base64.b64encode(user_key(settings)).decode(),
         errors=ERRORS,
@@ -182,6 +189,8 @@ def _render(settings: Settings, endpoints: list[EndpointLimits]) -> str:
         share_scale=SHARE_SCALE,
         slots=[slot.value for slot in Slot],
         public_endpoints=[one.name for one in endpoints if one.public],
+        llm_endpoints=[one.name for one in endpoints if one.is_llm],
+        list_models_path=LIST_MODELS_PATH,
         by_request=[one.name for one in endpoints if one.assign_by == "request"],
         by_body=_grouped(endpoints, lambda one: one.body_bytes_max),
         by_rate=_grouped(endpoints, lambda one: one.rate_per_s),
@@ -223,9 +232,13 @@ def _grouped(endpoints: list[EndpointLimits], value: Callable[[EndpointLimits], 
 def _paths(endpoints: list[EndpointLimits]) -> dict[str, dict[str, str]]:
     """paths.map: whole path -> endpoint; targets.map: whole path -> path at the replica."""
     return {
-        PATHS_MAP: {f"/{one.name}{path}": one.name for one in endpoints for path in INFERENCE_PATHS},
-        TARGETS_MAP: {f"/{one.name}{path}": path for one in endpoints for path in INFERENCE_PATHS},
+        PATHS_MAP: {f"/{one.name}{path}": one.name for one in endpoints for path in _paths_of(one)},
+        TARGETS_MAP: {f"/{one.name}{path}": path for one in endpoints for path in _paths_of(one)},
     }
+
+
+def _paths_of(limits: EndpointLimits) -> tuple[str, ...]:
+    return LLM_PATHS if limits.is_llm else INFERENCE_PATHS
 
 
 @cache

@@ -77,3 +77,11 @@ def vertex_content(**more: Any) -> dict[str, Any]:
         "request_log": {"table": "acme-models.interlock.requests", "delay_s": 0},
         **more,
     }
+
+
+def whole_serving() -> dict[str, Any]:
+    """A section `serving:` with every part."""
+    return {
+        "api": {"provider": "openai"},
+        "price": {"input_per_million": 0.5, "output_per_million": 1.5},
+    }

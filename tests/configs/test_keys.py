@@ -6,7 +6,13 @@ import pytest
 
 from configs.keys import key_path, nearest_key, policy_keys
 from configs.policy import Policy
-from tests.configs.policies import generation_content, valid_content, vertex_content, whole_sagemaker
+from tests.configs.policies import (
+    generation_content,
+    valid_content,
+    vertex_content,
+    whole_sagemaker,
+    whole_serving,
+)
 
 
 def test_every_key_is_documented() -> None:
@@ -25,6 +31,7 @@ def test_keys_are_those_of_a_whole_policy() -> None:
         "drill": {},
         "sagemaker": whole_sagemaker(),
         "vertex": vertex_content(),
+        "serving": whole_serving(),
     }
     content["shadow"]["text"] = {"embeddings": {"url": "http://127.0.0.1:9/v1", "model": "e"}}
     content["evaluation"] |= {

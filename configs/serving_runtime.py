@@ -1,0 +1,166 @@
+"""What runs inside a replica: MLflow's pyfunc, a vLLM server of its own, or a provider's API.
+
+`runtime` is what a version is served by unless the version itself says otherwise (in its MLmodel's
+metadata, `interlock: {runtime: api}`): so moving from a provider to one's own GPUs is a release like
+any other. Both sections may then be there at once.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from configs.section import Section
+
+Runtime = Literal["pyfunc", "vllm", "api"]
+Provider = Literal["openai", "anthropic", "vertex", "bedrock", "compatible"]
+
+
+class Vllm(Section):
+    """vLLM's own server, from its own environment: it pins too much to share ours."""
+
+    environment: str = Field(
+        default=".venv-vllm",
+        description="Folder of the virtual environment that has vLLM, relative to the "
+        "checkout (`make vllm-env` makes one with the CPU build).",
+    )
+    command: tuple[str, ...] = Field(
+        default=(),
+        description="Start vLLM with this instead (a container, a wrapper); options are appended.",
+    )
+    device: Literal["auto", "gpu", "cpu"] = Field(
+        default="auto", description="auto: GPUs where the driver reports any, else the CPU."
+    )
+    gpus_per_replica: int | None = Field(
+        default=None, ge=1, le=64, description="GPUs that each replica gets; default: tensor_parallel."
+    )
+    tensor_parallel: int = Field(default=1, ge=1, le=64, description="GPUs that share one layer.")
+    dtype: str = Field(default="auto", description="Weights' and activations' type: auto, bfloat16, ...")
+    max_length: int | None = Field(
+        default=None, ge=16, description="Most tokens of prompt and answer; default: the model's."
+    )
+    gpu_memory: float = Field(default=0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM takes.")
+    kv_cache_gib: int = Field(default=4, ge=1, description="KV cache on the CPU, GiB.")
+    quantization: str | None = Field(default=None, description="vLLM's name of it: awq, gptq, fp8, ...")
+    lora: dict[str, str] = Field(
+        default_factory=dict, description="LoRA adapters by the name that clients ask for: path or reference."
+    )
+    options: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="More of vLLM's options: max-num-seqs: 64 becomes --max-num-seqs 64; true: a bare flag.",
+    )
+
+
+class Api(Section):
+    """A provider that hosts the model, asked through its OpenAI-compatible API."""
+
+    provider: Provider = Field(description="Whose API; compatible: any URL that speaks OpenAI's.")
+    model: str = Field(
+        default="", description="The provider's name of the model; a version's metadata wins over it."
+    )
+    base_url: str | None = Field(
+        default=None, description="Where it is; needed by vertex, bedrock and compatible."
+    )
+    key_env: str | None = Field(
+        default=None,
+        description="Environment variable with the key; default: the provider's usual one. The key itself "
+        "is never in a file of ours.",
+    )
+    timeout_s: float = Field(default=120, gt=0, description="No byte from the provider for this long: 504.")
+    connect_timeout_s: float = Field(default=5, gt=0, description="No connection within this: 502.")
+    retries: int = Field(
+        default=1,
+        ge=0,
+        le=5,
+        description="Times that a request is sent again which the provider refused "
+        "before it began (429, 503, no connection). An answer that broke off is never asked for again.",
+    )
+    retry_budget: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Most retries as a share of the requests: a provider that is down is not hammered.",
+    )
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Api:
+        if self.provider in ("vertex", "bedrock", "compatible") and not self.base_url:
+            raise ValueError(f"serving.api.base_url is needed with provider {self.provider}")
+        return self
+
+
+class Price(Section):
+    """What a request costs: by the token, or by the hour of what serves it."""
+
+    input_per_million: float | None = Field(default=None, ge=0, description="A million tokens in, dollars.")
+    output_per_million: float | None = Field(default=None, ge=0, description="A million tokens out, dollars.")
+    replica_per_hour: float | None = Field(
+        default=None, ge=0, description="An hour of one replica (its GPUs), dollars."
+    )
+    tokens_per_s: float | None = Field(
+        default=None, gt=0, description="Tokens out a second of one replica under load."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Price:
+        by_token = self.input_per_million is not None and self.output_per_million is not None
+        by_hour = self.replica_per_hour is not None and self.tokens_per_s is not None
+        if by_token == by_hour:
+            raise ValueError(
+                "serving.price: give input_per_million and output_per_million, or replica_per_hour and "
+                "tokens_per_s"
+            )
+        return self
+
+    @property
+    def per_token(self) -> tuple[float, float]:
+        """Dollars of one token in and of one token out."""
+        if self.replica_per_hour is not None and self.tokens_per_s is not None:
+            return 0.0, self.replica_per_hour / 3600 / self.tokens_per_s
+        return (self.input_per_million or 0.0) / 1e6, (self.output_per_million or 0.0) / 1e6
+
+
+class EngineLimits(Section):
+    """Above one of these (at any replica of the candidate) the ramp goes no further."""
+
+    waiting: int | None = Field(default=None, ge=0, description="Most requests that wait inside the engine.")
+    kv_cache: float | None = Field(default=None, gt=0, le=1, description="Most of the KV cache in use.")
+
+
+class Serving(Section):
+    """What a replica runs."""
+
+    runtime: Runtime = Field(
+        default="pyfunc", description="What serves a version; a version's own metadata wins over it."
+    )
+    served_name: str | None = Field(
+        default=None,
+        description="The model's name for clients, stable across versions; default: the endpoint.",
+    )
+    vllm: Vllm = Field(default_factory=Vllm, description="How vLLM is started.")
+    api: Api | None = Field(default=None, description="The provider; needed by runtime api.")
+    price: Price | None = Field(default=None, description="For the cost of each request; null: unknown.")
+    stream_timeout_s: float = Field(
+        default=600,
+        gt=0,
+        description="A whole streamed answer may take this long: draining and reloads wait for it.",
+    )
+    warm_up_prompts: int = Field(
+        default=32,
+        ge=0,
+        description="Recent prompts that a new replica answers before it counts as healthy, so that a "
+        "canary's caches are not cold.",
+    )
+    engine: EngineLimits = Field(default_factory=EngineLimits, description="The engine's gauges as gates.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Serving:
+        if self.runtime == "api" and self.api is None:
+            raise ValueError("serving.runtime is api: serving.api must say which provider")
+        return self
+
+    @property
+    def is_llm(self) -> bool:
+        """Whether clients speak OpenAI's API to this endpoint instead of MLflow's."""
+        return self.runtime != "pyfunc"

@@ -1,0 +1,32 @@
+"""What the launcher of a language model's replica is told: a ReplicaSpec and the policy's `serving`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from configs.serving_runtime import Serving
+from serving.replica.spec import ReplicaSpec
+
+
+class LlmSpec(ReplicaSpec):
+    """One replica of a language model. `drain_s` covers a whole streamed answer."""
+
+    serving: Serving = Field(description="The policy's section.")
+    served_name: str = Field(min_length=1, description="The model's name for clients.")
+    environment: Path = Field(description="The virtual environment that has vLLM.")
+    state_dir: Path = Field(description="For the GPUs' claims and what vLLM is told.")
+    measures_dir: Path = Field(description="`settings.measures_dir / endpoint`.")
+    spool_of_endpoint: Path = Field(description="Both slots' spools: recent prompts for the warm-up.")
+    start_timeout_s: float = Field(gt=0, description="Gives up when the engine is not healthy by then.")
+
+    @property
+    def ready_file(self) -> Path:
+        """There while the replica wants requests."""
+        return self.state_dir / "llm" / f"{self.replica_name}.ready"
+
+    @property
+    def capture_file(self) -> Path:
+        """What the capture middleware is told."""
+        return self.state_dir / "llm" / f"{self.replica_name}.capture.json"

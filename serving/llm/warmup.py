@@ -1,0 +1,89 @@
+"""Before a replica counts as healthy it answers: one completion of its own, then recent prompts.
+
+A canary's caches are cold and its first batches compile: without this its first requests would be
+slow through no fault of the version. The prompts come from both slots' spools, newest first, are
+marked as replays (neither recorded nor counted), and ask for one token each: that fills the prefix
+cache and costs little. A prompt that fails is no reason not to serve; the first completion is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any, cast
+
+from serving.capture.segments import list_segments
+from serving.capture.spool import read_exchanges
+from serving.completions import TEXT_PATHS
+from serving.direct import DirectClient
+from serving.endpoint import Exchange, Reply, Slot
+from serving.llm.errors import EngineFailed
+from serving.llm.spec import LlmSpec
+
+logger = logging.getLogger("interlock.llm")
+
+_PROBES: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "Hello", "max_tokens": 2, "temperature": 0},
+    "/v1/embeddings": {"input": "Hello"},
+}
+"""The first that the engine knows: models for embeddings have no completions."""
+_TIMEOUT_S = 60.0
+_READ_MAX = 5_000
+
+
+def warm_up(spec: LlmSpec, direct: DirectClient, deadline: float) -> int:
+    """Ask; returns how many prompts were answered. Raises `EngineFailed` when the first one is not."""
+    reply = Reply(0, b"", 0.0)
+    for path, probe in _PROBES.items():
+        body = json.dumps({"model": spec.served_name, **probe}).encode()
+        reply = direct.post(spec.port, path, body, content_type="application/json", timeout_s=_TIMEOUT_S)
+        if reply.status != 404:
+            break
+    if reply.status != 200:
+        raise EngineFailed(
+            f"The warm-up completion got status {reply.status}: {reply.body[:300].decode(errors='replace')}. "
+            "Next: read vLLM's lines above."
+        )
+    answered = 1
+    for exchange in recent_prompts(spec):
+        if time.monotonic() > deadline - _TIMEOUT_S / 2:
+            break
+        short = _short(exchange.request)
+        if short is not None:
+            reply = direct.post(
+                spec.port, exchange.path, short, content_type="application/json", timeout_s=_TIMEOUT_S
+            )
+            answered += reply.status == 200
+    return answered
+
+
+def recent_prompts(spec: LlmSpec) -> list[Exchange]:
+    """The newest spooled requests for text, of whichever version answered them; oldest first."""
+    if spec.serving.warm_up_prompts == 0:
+        return []
+    found: list[Exchange] = []
+    for slot in Slot:
+        folder = spec.spool_of_endpoint / slot.value
+        if list_segments(folder):
+            exchanges, _ = read_exchanges(folder, _FROM_THE_BEGINNING, _READ_MAX)
+            found += [one for one in exchanges if one.path in TEXT_PATHS and one.status == 200]
+    found.sort(key=lambda one: one.time)
+    return found[-spec.serving.warm_up_prompts :]
+
+
+_FROM_THE_BEGINNING = json.dumps({"writers": {}, "lost": 0})
+
+
+def _short(body: bytes) -> bytes | None:
+    """The same prompt for a single token, not streamed."""
+    try:
+        document: object = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict):
+        return None
+    fields = cast("dict[str, Any]", document)
+    dropped = {"stream", "stream_options", "max_completion_tokens", "n", "min_tokens"}
+    kept = {name: value for name, value in fields.items() if name not in dropped}
+    return json.dumps({**kept, "max_tokens": 1}).encode()
