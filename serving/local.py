@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from configs.policy import Policy
 from configs.settings import Settings
@@ -32,6 +33,7 @@ from serving.endpoint import (
 from serving.errors import NotHealthy, Refused
 from serving.fence import check_deploy, check_retire, effective
 from serving.gateway.access_log import AccessLog
+from serving.gateway.limits import drain_s
 from serving.gateway.places import access_log_path, gateway_runtime
 from serving.gateway.plane import RoutePlane
 from serving.gateway.render import refresh_gateway
@@ -39,6 +41,9 @@ from serving.gateway.runtime import ServerStatus
 from serving.local_replicas import ReplicaProcesses
 from serving.slots import SlotFiles, SlotRecord
 from serving.supervision import Supervisor
+
+if TYPE_CHECKING:
+    from serving.llm.engine import EngineGauges
 
 _LOGGER = logging.getLogger(__name__)
 _POLL_S = 0.1
@@ -155,7 +160,25 @@ class LocalEndpoint:
             for slot in Slot:
                 if session.backend == self._backend(slot) and session.age_s >= settle_s:
                     in_flight[slot] += 1
-        return Observations(part.frame, part.cursor, dict(in_flight))
+        frame = part.frame
+        if self._policy.serving.is_llm:
+            from serving.llm.measures import with_measures
+
+            frame = with_measures(frame, self._settings.measures_dir / self.name)
+        return Observations(frame, part.cursor, dict(in_flight))
+
+    def engines(self) -> dict[Slot, dict[str, EngineGauges]]:
+        """The engines' gauges of each slot by replica; those that do not tell are left out."""
+        from serving.llm.engine import read_engine
+
+        found: dict[Slot, dict[str, EngineGauges]] = {}
+        for slot in Slot if self._policy.serving.is_llm else ():
+            record = self._slots.read(self.name, slot)
+            read = {
+                one.name: read_engine(self._direct, one.port) for one in (record.replicas if record else ())
+            }
+            found[slot] = {name: gauges for name, gauges in read.items() if gauges is not None}
+        return found
 
     def periods(self, since: float, until: float, *, edges_ms: tuple[float, ...]) -> list[Period]:
         """Never: the access log has every request."""
@@ -189,7 +212,7 @@ class LocalEndpoint:
             record = replace(record, ready=False)
             self._slots.write(record)
         refresh_gateway(self._settings)
-        deadline = time.monotonic() + self._policy.replicas.request_timeout_s
+        deadline = time.monotonic() + drain_s(self._policy)
         backend = self._backend(record.slot)
         while any(one.backend == backend for one in self._runtime.sessions()) and time.monotonic() < deadline:
             time.sleep(_POLL_S)

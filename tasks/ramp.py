@@ -20,6 +20,7 @@ from serving.endpoint import Slot
 from serving.errors import LeaseExpired, TransientError
 from serving.records import EndpointRow, LookRow, Stage
 from tasks import news
+from tasks.engines import engine_objection
 from tasks.ramp_evidence import RampEvidence, evidence_of, past_periods, period_start
 from tasks.release import Release
 from tasks.transitions import check_alive, grant, withdraw
@@ -320,6 +321,10 @@ def _bear(release: Release, ramp: _Ramp, error: TransientError) -> None:
 def _advance(release: Release, ramp: _Ramp, look: Look) -> None:
     """Take the largest step whose worst case the policy's error budget allows, or stay and say why."""
     now, canary = release.bench.clock(), release.bench.policy.canary
+    busy = engine_objection(release, ramp.slot, step=ramp.number)
+    if busy:
+        release.progress({**release.row.progress, "advance": f"HOLD: {busy}"})
+        return
     rate = ramp.requests_at_step / max(ramp.seen_until - ramp.step_since, canary.look_every_s)
     chosen = next_step(
         canary,

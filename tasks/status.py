@@ -10,6 +10,7 @@ from serving.errors import ServingError
 from serving.journal import Journal
 from serving.records import ReleaseRow
 from tasks.bench import Bench
+from tasks.engines import read_engines
 
 
 def all_endpoints(settings: Settings) -> list[str]:
@@ -53,6 +54,12 @@ def endpoint_status(settings: Settings, name: str) -> dict[str, Any]:
         },
         "versions": {slot.value: version for slot, version in state.versions.items()},
     }
+    engines = read_engines(bench)
+    if engines:
+        status["engines"] = {
+            slot.value: {name: asdict(gauges) for name, gauges in found.items()}
+            for slot, found in engines.items()
+        }
     return status
 
 

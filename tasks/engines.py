@@ -1,0 +1,49 @@
+"""The gauges of language models' engines: shown in the status, kept in the trail, and gates of the ramp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from configs.serving_runtime import EngineLimits
+from serving.endpoint import Slot
+from serving.local import LocalEndpoint
+from tasks.bench import Bench
+
+if TYPE_CHECKING:
+    from serving.llm.engine import EngineGauges
+    from tasks.release import Release
+
+
+def read_engines(bench: Bench) -> dict[Slot, dict[str, EngineGauges]]:
+    """By slot and replica; nothing where the endpoint serves no language model, or not here."""
+    endpoint = bench.endpoint
+    if not bench.policy.serving.is_llm or not isinstance(endpoint, LocalEndpoint):
+        return {}
+    return endpoint.engines()
+
+
+def engine_objection(release: Release, slot: Slot, *, step: int) -> str:
+    """Why the candidate's engines should get no more traffic now, or "". Notes their gauges in the trail."""
+    bench = release.bench
+    gauges = read_engines(bench).get(slot, {})
+    if not gauges:
+        return ""
+    numbers = {
+        "engine/running": float(sum(one.running for one in gauges.values())),
+        "engine/waiting": float(max(one.waiting for one in gauges.values())),
+        "engine/kv_cache": max(one.kv_cache for one in gauges.values()),
+    }
+    release.trail.numbers(numbers, now=bench.clock(), step=step)
+    return objection(gauges, bench.policy.serving.engine)
+
+
+def objection(gauges: Mapping[str, EngineGauges], limits: EngineLimits) -> str:
+    """The first limit that a replica is above, in words, or ""."""
+    for name, one in sorted(gauges.items()):
+        if limits.waiting is not None and one.waiting > limits.waiting:
+            return f"{name}: {one.waiting} requests wait in the engine, the policy allows {limits.waiting}"
+        if limits.kv_cache is not None and one.kv_cache > limits.kv_cache:
+            used, most = f"{one.kv_cache:.0%}", f"{limits.kv_cache:.0%}"
+            return f"{name}: {used} of the KV cache is in use, the policy allows {most}"
+    return ""
