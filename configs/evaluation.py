@@ -155,6 +155,14 @@ class Evaluation(Section):
         description="Off: a signature that breaks the champion's clients fails.",
     )
 
+    evaluators: bool = Field(
+        default=True,
+        description="MLflow's evaluators compute the metrics again; what they miss is an ERROR.",
+    )
+    data_page: bool = Field(
+        default=True, description="Evidently's page on columns and metrics is made and logged."
+    )
+
     @model_validator(mode="after")
     def _grouped(self) -> Evaluation:
         if self.task == "ranking" and self.group is None:

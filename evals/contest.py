@@ -183,4 +183,5 @@ def compare(
         high=interval.high,
         units=contest.rows,
         blocks=blocks or outcome in (Outcome.FAIL, Outcome.ERROR),
+        bound=-margin if better else margin,
     )

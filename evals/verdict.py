@@ -25,6 +25,7 @@ class Outcome(StrEnum):
     ERROR = "ERROR"
 
 
+_PASSES_SHOWN = 4
 _SEVERITY = {Outcome.FAIL: 3, Outcome.ERROR: 2, Outcome.INCONCLUSIVE: 1, Outcome.PASS: 0}
 
 
@@ -34,7 +35,8 @@ class Finding:
 
     `candidate` and `champion` are point estimates in the unit of `metric`; `low` and `high`
     bound the difference candidate minus champion; `evidence` is an e-value and `needed` the
-    e-value at which this finding decides (1/alpha). Whatever does not apply is None. A finding
+    e-value at which this finding decides (1/alpha); `bound` is the difference at the margin (-0.0 or
+    below where more is better). Whatever does not apply is None. A finding
     that does not block informs only: no verdict rests on it.
     """
 
@@ -49,6 +51,7 @@ class Finding:
     needed: float | None = None
     units: int | None = None
     blocks: bool = True
+    bound: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,8 @@ def conclude(findings: tuple[Finding, ...], *, nothing: str = "no evidence at al
         return Verdict(Outcome.INCONCLUSIVE, nothing, findings)
     gravest = max((finding.outcome for finding in blocking), key=_SEVERITY.__getitem__)
     deciding = [finding.reason for finding in blocking if finding.outcome is gravest]
-    reason = deciding[0] if gravest is not Outcome.PASS else "; ".join(deciding)
-    if gravest is not Outcome.PASS and len(deciding) > 1:
-        reason += f" (and {len(deciding) - 1} more)"
+    shown = _PASSES_SHOWN if gravest is Outcome.PASS else 1
+    reason = "; ".join(deciding[:shown])
+    if len(deciding) > shown:
+        reason += f" (and {len(deciding) - shown} more)"
     return Verdict(gravest, reason, findings)

@@ -14,6 +14,7 @@ from flows import (
     cli_approval,
     cli_drift,
     cli_drill,
+    cli_evaluate,
     cli_keys,
     cli_labels,
     cli_policy,
@@ -49,6 +50,7 @@ for _command in (cli_approval.approve, cli_approval.reject):
     app.command()(_command)
 for _command in (cli_watch.rollback, cli_release.history, cli_watch.watch):
     app.command()(_command)
+app.command()(cli_evaluate.evaluate)
 app.command()(cli_drift.drift)
 app.command()(cli_drill.drill)
 app.command()(cli_labels.labels)

@@ -6,16 +6,15 @@ made again at any time.
 
 from __future__ import annotations
 
-import io
 import logging
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.canary import Look, replay
 from evals.looks import LatencyThresholds, StoredLook
 from serving.errors import ServingError
 from serving.records import LookRow, Stage
+from tasks.plots import CANDIDATE, CHAMPION, number_words, page, plain_axes, svg
 from tasks.release import Release
 from tasks.trail import plain_json
 
@@ -32,7 +31,6 @@ _LATENCY_TEXT = (
     "Share of requests that took at most this long in the replica, over the whole ramp. The two versions "
     "carried different shares of the load; the tests compare them within each share."
 )
-_INK, _CANDIDATE, _CHAMPION, _BOUND = "#59636e", "#b3261e", "#1f5fa8", "#1a7f37"
 
 
 def write_documents(release: Release) -> None:
@@ -79,17 +77,10 @@ def replayed_looks(release: Release) -> tuple[list[LookRow], list[Look]]:
 
 def report(release: Release) -> str:
     """The release as one HTML page with its plots inside."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["number"] = _number
     row, bench = release.row, release.bench
     audit = [line for line in bench.journal.audit(bench.name, limit=500) if line.release_id == row.id]
-    return environment.get_template("report.html.j2").render(
+    return page(
+        "report.html.j2",
         release=row,
         outcome=row.state.value,
         owner=bench.policy.owner,
@@ -111,7 +102,7 @@ def _plots(release: Release) -> list[tuple[str, str, str]]:
     plots = [
         (
             "The ramp and its evidence",
-            _svg(_evidence_figure(release, stored, looks)),
+            svg(_evidence_figure(release, stored, looks)),
             _EVIDENCE_TEXT,
         )
     ]
@@ -120,7 +111,7 @@ def _plots(release: Release) -> list[tuple[str, str, str]]:
         plots.append(
             (
                 "Service time of the two versions",
-                _svg(latencies),
+                svg(latencies),
                 _LATENCY_TEXT,
             )
         )
@@ -136,30 +127,30 @@ def _evidence_figure(release: Release, stored: list[LookRow], looks: list[Look])
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2.2])
     above.step(
-        seconds, [canary.steps[int(row.stats["step"])] for row in stored], where="post", color=_CANDIDATE
+        seconds, [canary.steps[int(row.stats["step"])] for row in stored], where="post", color=CANDIDATE
     )
     above.set_ylabel("share, %")
     above.set_ylim(0, 100)
     below.plot(
         seconds,
         [look.numbers["evidence_log10/rollback"] for look in looks],
-        color=_CANDIDATE,
+        color=CANDIDATE,
         label="evidence for rollback",
     )
     below.plot(
         seconds,
         [look.numbers["evidence_log10/promote"] for look in looks],
-        color=_CHAMPION,
+        color=CHAMPION,
         label="weakest proof for promotion",
     )
     import math
 
-    for level, color in ((1 / canary.false_rollback, _CANDIDATE), (1 / canary.false_promote, _CHAMPION)):
+    for level, color in ((1 / canary.false_rollback, CANDIDATE), (1 / canary.false_promote, CHAMPION)):
         below.axhline(math.log10(level), color=color, linewidth=0.8, linestyle=":")
     below.set_ylabel("evidence, log10 E")
     below.set_xlabel("seconds since the canary began")
     below.legend(frameon=False, loc="best")
-    return _plain_axes(figure)
+    return plain_axes(figure)
 
 
 def _latency_figure(release: Release) -> Figure | None:
@@ -174,7 +165,7 @@ def _latency_figure(release: Release) -> Figure | None:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots()
     drawn = 0
-    for version, color in ((release.row.champion, _CHAMPION), (release.version, _CANDIDATE)):
+    for version, color in ((release.row.champion, CHAMPION), (release.version, CANDIDATE)):
         service = frame.loc[
             (frame["version"] == version) & (frame["service_ms"] > 0), "service_ms"
         ].to_numpy()
@@ -195,33 +186,13 @@ def _latency_figure(release: Release) -> Figure | None:
     axes.set_xlabel("service time, ms")
     axes.set_ylabel("share of requests")
     axes.legend(frameon=False, loc="lower right")
-    return _plain_axes(figure)
-
-
-def _plain_axes(figure: Figure) -> Figure:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=_INK)
-        axes.grid(visible=True, color="#e8ebee", linewidth=0.6)
-    return figure
-
-
-def _svg(figure: Figure) -> str:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    text = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(text)
-    return text.getvalue()[text.getvalue().index("<svg") :]
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return plain_axes(figure)
 
 
 def _details(details: Any) -> str:
-    return ", ".join(f"{key}: {_number(value)}" for key, value in details.items() if value not in ("", None))
+    return ", ".join(
+        f"{key}: {number_words(value)}" for key, value in details.items() if value not in ("", None)
+    )
 
 
 def _clock(seconds: float) -> str:

@@ -21,14 +21,18 @@ from evals.gate import Scores
 from evals.gate import evaluate as decide
 from evals.labels import judge_labels, note_missing
 from evals.metrics import MORE_IS_BETTER, CustomMetric, MetricError, Predictions, is_known
-from evals.verdict import Finding, Outcome, Verdict
+from evals.verdict import Finding, Outcome, Verdict, conclude
 from serving.errors import SetupError
 from tasks.bench import Bench
+from tasks.evaluation_report import DATA_PAGE, PAGE, data_page, verdict_page
+from tasks.evaluators import run_evaluators
 from tasks.generation import evaluate_answers
+from tasks.guards import guard_live, guard_rows
 from tasks.held_out import HeldOut, policy_of, read_held_out
 from tasks.release import Release
 from tasks.scoring import ModelFault, candidate_answers, champion_answers
 from tasks.signatures import note_signature
+from tasks.trail import Aside
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,7 +67,7 @@ class Evaluated:
 
 
 def evaluate_candidate(release: Release) -> Verdict:
-    """A release's evaluation: its verdict, with numbers in the release's MLflow run.
+    """A release's evaluation: its verdict, with numbers and pages in the release's MLflow run.
 
     A language model's answers are judged where it was placed (`tasks.generation`), all others here.
     """
@@ -79,11 +83,36 @@ def evaluate_candidate(release: Release) -> Verdict:
         run_id=release.row.mlflow_run_id,
         release_id=release.row.id,
     )
-    verdict = evaluate_version(subject).verdict
+    evaluated = evaluate_version(subject)
     now = release.bench.clock()
-    for finding in verdict.findings:
-        release.trail.numbers(_numbers(finding), now=now, step=0)
-    return verdict
+    for finding in evaluated.verdict.findings:
+        release.trail.numbers(numbers_of(finding), now=now, step=0)
+    # Drawing takes seconds, Evidently's import alone six: the release does not wait for it.
+    Aside("evaluation pages").offer(lambda: log_pages(subject, evaluated))
+    return evaluated.verdict
+
+
+def log_pages(subject: Subject, evaluated: Evaluated) -> str:
+    """Draw the pages of an evaluation and log them with its run. Returns the verdict's page."""
+    policy = policy_of(subject.bench)
+    data = ""
+    if policy.data_page and subject.run_id:
+        data = data_page(policy, evaluated.held_out, evaluated.scores)
+    told = verdict_page(
+        policy,
+        evaluated.verdict,
+        evaluated.held_out,
+        evaluated.scores,
+        endpoint=subject.bench.name,
+        version=subject.version,
+        champion=subject.champion,
+        now=subject.bench.clock(),
+        has_data_page=bool(data),
+    )
+    for name, text in ((PAGE, told), (DATA_PAGE, data)):
+        if text and subject.run_id:
+            subject.bench.runs.log_text(subject.run_id, name, text)
+    return told
 
 
 def evaluate_version(subject: Subject) -> Evaluated:
@@ -99,12 +128,16 @@ def evaluate_version(subject: Subject) -> Evaluated:
     unfit = judge_labels(policy, held_out.all_labels)
     if unfit is not None:
         return Evaluated(Verdict(unfit.outcome, unfit.reason, (unfit,)), held_out)
+    subject.tell({"rows": len(held_out.labels), "doing": "checking the rows: age, leakage, signature"})
+    guards = list(guard_rows(bench, subject.version, subject.champion, held_out))
     try:
         ours, our_ms = _candidate(subject, held_out)
     except ModelFault as fault:
         reason = f"version {subject.version} {fault}"
-        finding = Finding("answers", Outcome.FAIL, reason)
-        return Evaluated(Verdict(Outcome.FAIL, reason, (finding,)), held_out)
+        finding = Finding(
+            "answers", Outcome.FAIL, f"{reason}. Next: mend the model; it would fail live as well"
+        )
+        return Evaluated(conclude((finding, *guards)), held_out)
     theirs, their_ms = None, np.zeros(0)
     if subject.champion:
         theirs, their_ms = champion_answers(
@@ -127,10 +160,13 @@ def evaluate_version(subject: Subject) -> Evaluated:
             functions=functions,
         )
     except MetricError as error:
-        finding = Finding("answers", Outcome.ERROR, str(error))
-        return Evaluated(Verdict(Outcome.ERROR, str(error), (finding,)), held_out)
-    noted = note_missing(policy, held_out.all_labels)
-    others = () if noted is None else (noted,)
+        return Evaluated(conclude((Finding("answers", Outcome.ERROR, str(error)), *guards)), held_out)
+    others = [*guards, *guard_live(bench, subject.champion, held_out, scores.champion)]
+    if (noted := note_missing(policy, held_out.all_labels)) is not None:
+        others.append(noted)
+    if policy.evaluators and subject.run_id:
+        subject.tell({"rows": len(labels), "doing": "MLflow's evaluators"})
+        others += run_evaluators(bench.runs, subject.run_id, policy, scores)
     return Evaluated(decide(policy, scores, others), held_out, scores)
 
 
@@ -178,7 +214,8 @@ def _tell_scored(subject: Subject, version: str, done: int, held_out: HeldOut) -
     subject.tell({"rows": done, "doing": f"scoring version {version}, {done} of {rows} rows"})
 
 
-def _numbers(finding: Finding) -> dict[str, float]:
+def numbers_of(finding: Finding) -> dict[str, float]:
+    """What is logged of a finding: metric names by who."""
     values = {"candidate": finding.candidate, "champion": finding.champion}
     return {
         f"evaluate/{finding.metric}/{who}".replace("=", "_"): value

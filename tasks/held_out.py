@@ -99,16 +99,20 @@ def digest_of(rows: pd.DataFrame, labels: NDArray[Any]) -> str:
     import pandas as pd
 
     digest = hashlib.sha256()
-    digest.update(",".join(map(str, rows.columns)).encode())
-    digest.update(row_hashes(rows).tobytes())
-    digest.update(row_hashes(pd.DataFrame({"label": labels})).tobytes())
+    digest.update(",".join(f"{name}:{rows[name].dtype}" for name in rows.columns).encode())
+    for name in rows.columns:
+        column = rows[name]
+        plain = column if column.dtype.kind in "fiubMm" else _texts(column)
+        digest.update(np.ascontiguousarray(pd.util.hash_pandas_object(plain, index=False)).tobytes())
+    digest.update(np.ascontiguousarray(row_hashes(pd.DataFrame({"label": labels}))).tobytes())
     return digest.hexdigest()
 
 
 def row_hashes(frame: pd.DataFrame) -> NDArray[np.uint64]:
     """A hash of each row, shape (n,): the same values have the same hash in any frame and any type.
 
-    Numbers are compared as floats (1 is 1.0), everything else as text; missing values are alike.
+    Whole numbers are compared exactly (1 is 1.0), broken ones in single precision, for training data
+    may have been kept so; everything else as text. Missing values are alike.
     """
     import pandas as pd
 
@@ -121,8 +125,14 @@ def _plain(column: Any) -> Any:
     import pandas as pd
 
     if pd.api.types.is_numeric_dtype(column):
-        # 0.0 and -0.0 are one number with two bit patterns
-        return column.astype("float64") + 0.0
+        exact = column.to_numpy(dtype=np.float64, na_value=np.nan) + 0.0  # 0.0 and -0.0 have different bits
+        with np.errstate(over="ignore"):
+            single = exact.astype(np.float32).astype(np.float64)
+        return np.where(exact % 1 == 0, exact, single)
+    return _texts(column)
+
+
+def _texts(column: Any) -> Any:
     texts = column.astype("object")
     return texts.where(texts.isna(), texts.map(str)).fillna("")
 

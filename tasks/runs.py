@@ -169,17 +169,21 @@ class Runs:
                     f"run {run_id} logged no data set {name!r}; it logged {names}. "
                     "Next: correct evaluation.data in the policy"
                 )
-            source: Any = mlflow.data.get_source(found)
-            address = str(getattr(source, "uri", "") or getattr(source, "url", "") or "")
-            if address and not address.startswith(("runs:", "models:", "mlflow-artifacts:", "dbfs:")):
-                return address.removeprefix("file://")
-            if not hasattr(source, "load") or not address:
-                raise TrackingRefused(
-                    f"data set {name!r} of run {run_id} has no address to read it from (its source is "
-                    f"{found.dataset.source_type}). Next: log it with a source: "
-                    "mlflow.data.from_pandas(rows, source=PATH_OR_URL, name=...)"
-                )
-            return str(source.load(str(folder)))
+            return _readable(mlflow.data.get_source(found), name, run_id, folder)
+
+    def training_location(self, run_id: str, folder: Path) -> str | None:
+        """Where the data lies that a run logged with the context "training"; None where it logged none.
+
+        Raises `TrackingRefused` where only the code that made it is known.
+        """
+        import mlflow.data
+
+        with _translated(f"the training data of run {run_id}", self.tracking_uri):
+            for found in self._client.get_run(run_id).inputs.dataset_inputs:
+                if "training" in [tag.value for tag in found.tags if tag.key == "mlflow.data.context"]:
+                    source = mlflow.data.get_source(found)
+                    return _readable(source, found.dataset.name, run_id, folder)
+        return None
 
     def evaluation_dataset(self, name: str) -> tuple[pd.DataFrame, float]:
         """An MLflow evaluation dataset by name (or id, `d-...`) as a table, and when it last changed.
@@ -208,6 +212,40 @@ class Runs:
         mlflow.set_tracking_uri(self.tracking_uri)
         with _translated(f"the signature of {uri}", self.tracking_uri):
             return as_columns(mlflow.models.get_model_info(uri).signature)
+
+    def evaluate(
+        self,
+        run_id: str,
+        frame: pd.DataFrame,
+        *,
+        model_type: str | None,
+        extra_metrics: list[Any],
+        config: dict[str, Any],
+    ) -> dict[str, float]:
+        """MLflow's default evaluator on a frame with `label` and `prediction`: its metrics by name.
+
+        Logged to the run, which stays open.
+        """
+        import mlflow
+
+        mlflow.set_tracking_uri(self.tracking_uri)
+        with _translated(f"evaluating in run {run_id}", self.tracking_uri):
+            # another experiment that is active in this process would refuse the run
+            mlflow.set_experiment(experiment_id=self._client.get_run(run_id).info.experiment_id)
+            try:
+                with mlflow.start_run(run_id=run_id):
+                    result: Any = mlflow.models.evaluate(
+                        data=frame,
+                        targets="label",
+                        predictions="prediction",
+                        model_type=model_type,
+                        evaluators="default",
+                        extra_metrics=extra_metrics or None,
+                        evaluator_config=config,
+                    )
+            finally:
+                self._client.update_run(run_id, status="RUNNING")
+        return {name.split("/")[0]: float(value) for name, value in result.metrics.items()}
 
     def close_run(self, run_id: str, *, status: str, tags: Mapping[str, str]) -> None:
         """End a run with MLflow's status (FINISHED, FAILED, KILLED) and its tags."""
@@ -254,6 +292,19 @@ def as_columns(signature: Any) -> dict[str, Any] | None:
         "inputs": signature.inputs.to_dict() if signature.inputs else [],
         "outputs": signature.outputs.to_dict() if signature.outputs else [],
     }
+
+
+def _readable(source: Any, name: str, run_id: str, folder: Path) -> str:
+    """A data set's address, downloaded where only MLflow can read it."""
+    address = str(getattr(source, "uri", "") or getattr(source, "url", "") or "")
+    if not address:
+        raise TrackingRefused(
+            f"data set {name!r} of run {run_id} has no address to read it from. Next: log it with a source: "
+            "mlflow.data.from_pandas(rows, source=PATH_OR_URL, name=...)"
+        )
+    if address.startswith(("runs:", "models:", "mlflow-artifacts:", "dbfs:")):
+        return str(source.load(str(folder)))
+    return address.removeprefix("file://")
 
 
 @contextmanager
