@@ -179,13 +179,13 @@ class VertexEndpoint:
             raise Refused(f"{self.name}: asked to call {slot}, which holds no version. Next: deploy one")
         url = f"{self._address(resource)}/v1/{self._resource}/deployedModels/{deployed.id}/invoke{path}"
         begun = time.perf_counter()
-        try:
-            with translated(f"ask version {deployed.version}"):
+        with translated(f"ask version {deployed.version}"):
+            try:
                 reply = self._google.session.post(
                     url, data=body, headers={"content-type": content_type}, timeout=timeout_s
                 )
-        except requests.RequestException:
-            return Reply(0, b"", (time.perf_counter() - begun) * 1000, content_type)
+            except (requests.ConnectionError, requests.Timeout):
+                return Reply(0, b"", (time.perf_counter() - begun) * 1000, content_type)
         elapsed_ms = (time.perf_counter() - begun) * 1000
         return Reply(reply.status_code, reply.content, elapsed_ms, reply.headers.get("content-type", ""))
 

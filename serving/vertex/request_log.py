@@ -17,7 +17,6 @@ from serving.vertex.google_apis import GoogleApis, patient, translated
 from serving.vertex.state import Deployed
 
 PATH = "/invocations"
-_ENVELOPES = frozenset({"dataframe_split", "dataframe_records", "instances", "inputs", "messages", "prompt"})
 _QUERY = """
 SELECT logging_time, CAST(request_id AS STRING) AS request_id, request_payload, response_payload
 FROM `{table}`
@@ -100,8 +99,11 @@ def read_exchanges(
 
 
 def _body(parts: Sequence[str], name: str) -> bytes:
-    """The body that was sent: whole where it was logged as one, else the logged instances put together."""
-    if len(parts) == 1 and _is_whole(parts[0], name):
+    """The body that was sent: as it is where it was logged as one, else the logged instances put together.
+
+    Calls to any path of a container are logged whole; Vertex's own prediction route logs each instance.
+    """
+    if len(parts) == 1:
         return parts[0].encode()
     try:
         return json.dumps({name: [json.loads(part) for part in parts]}).encode()
@@ -110,16 +112,6 @@ def _body(parts: Sequence[str], name: str) -> bytes:
             f"a row of the request log holds no JSON ({error}). Next: log JSON requests only, or leave "
             "vertex.request_log out"
         ) from error
-
-
-def _is_whole(part: str, name: str) -> bool:
-    try:
-        value = json.loads(part)
-    except ValueError:
-        return False
-    return isinstance(value, dict) and (
-        name in value or not _ENVELOPES.isdisjoint(value) or "choices" in value
-    )
 
 
 def _moment(seconds: float) -> Any:

@@ -34,6 +34,8 @@ from tests.doubles.google.problems import CODES, Problem, invalid, not_found
 from tests.doubles.google.storage import Storage
 
 Behaviour = Callable[[bytes], Reply]
+_INVOKE_S_MAX = 3.0
+"""A direct call really takes what its version says, up to this."""
 _LOG_TABLE = re.compile(r"FROM `([^`]+)`")
 
 
@@ -106,7 +108,7 @@ class VertexDouble(Storage):
             if not split:
                 raise Problem(503, "UNAVAILABLE", "The endpoint accepts no traffic.")
             deployed = self._rng.choices(list(split), weights=list(split.values()))[0]
-        status, answer = self._answer(endpoint_id, deployed, body, is_live=True)
+        status, answer, _ = self._answer(endpoint_id, deployed, body, is_live=True)
         return status, deployed, answer
 
     # -- routes ---------------------------------------------------------------------------------------
@@ -270,7 +272,9 @@ class VertexDouble(Storage):
         with self._lock:
             if deployed not in {one.id for one in self._endpoint(identifier).deployed_models}:
                 raise not_found(f"deployed model {deployed}")
-        return self._answer(identifier, deployed, body, is_live=False)
+        status, answer, elapsed_ms = self._answer(identifier, deployed, body, is_live=False)
+        time.sleep(min(elapsed_ms / 1000, _INVOKE_S_MAX))
+        return status, answer
 
     def time_series(self, _project: str, *, query: dict[str, str], **_kept: Any) -> Any:
         metric = re.search(r'metric.type="([^"]+)"', query["filter"])
@@ -321,12 +325,14 @@ class VertexDouble(Storage):
 
     # -- state ----------------------------------------------------------------------------------------
 
-    def _answer(self, endpoint_id: str, deployed: str, body: bytes, *, is_live: bool) -> tuple[int, bytes]:
+    def _answer(
+        self, endpoint_id: str, deployed: str, body: bytes, *, is_live: bool
+    ) -> tuple[int, bytes, float]:
         with self._lock:
             one = next(one for one in self._endpoint(endpoint_id).deployed_models if one.id == deployed)
         reply = self._behaviours.get(one.display_name, _fine)(body)
         with self._lock:
-            now = self.clock()
+            now = round(self.clock(), 6)
             self.requests.append(Answered(now, deployed, reply.status or 504, reply.elapsed_ms))
             if reply.status == 200 and is_live:
                 self.rows.append(
@@ -339,7 +345,7 @@ class VertexDouble(Storage):
                         "response": reply.body.decode(),
                     }
                 )
-        return reply.status or 504, reply.body
+        return reply.status or 504, reply.body, reply.elapsed_ms
 
     def _endpoint(self, identifier: str) -> vertex.Endpoint:
         if identifier not in self.endpoints:

@@ -19,6 +19,7 @@ from tests.serving.gateway.lab import Lab, lab_settings
         "fake",
         "metered",
         pytest.param("sagemaker", marks=pytest.mark.slow),
+        pytest.param("vertex", marks=pytest.mark.slow),
         pytest.param("local", marks=pytest.mark.slow),
     ],
 )
@@ -36,6 +37,12 @@ def platform(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
                 patch.setenv(name, value)
             yield SageMakerPlatform(cloud, tmp_path_factory.mktemp("sagemaker"))
         cloud.close()
+        return
+    if request.param == "vertex":
+        from tests.serving.contract.vertex import VertexPlatform
+
+        with VertexPlatform(tmp_path_factory.mktemp("vertex")) as vertex:
+            yield vertex
         return
     lab = Lab(lab_settings(tmp_path_factory.mktemp("contract")))
     try:

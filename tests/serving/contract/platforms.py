@@ -44,7 +44,7 @@ class Platform(Protocol):
         ...
 
 
-def _obey(body: bytes) -> Reply:
+def obey(body: bytes) -> Reply:
     command = json.loads(body)
     return Reply(command.get("status", 200), b"{}", 1000 * command.get("sleep_s", 0.001))
 
@@ -56,7 +56,7 @@ class FakePlatform:
     def endpoint(self) -> Endpoint:
         made = self._kind(f"contract-{next(_NUMBERS)}")
         for version in ("1", "2", "3"):
-            made.behave(version, _obey)
+            made.behave(version, obey)
         made.break_start("broken")
         return made
 
@@ -124,7 +124,7 @@ class SageMakerPlatform:
         cloud.weights_s = 0.02
         cloud.broken.add("broken")
         for version in ("1", "2", "3"):
-            cloud.behave(version, _obey)
+            cloud.behave(version, obey)
 
     def endpoint(self) -> SageMakerEndpoint:
         return self._open(f"contract-{next(_NUMBERS)}")
