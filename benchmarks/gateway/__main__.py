@@ -23,6 +23,7 @@ from benchmarks.gateway.subjects import Lineup, lineup
 _CPU_US_MAX = 27.0
 _RATIO_MIN = 0.37
 _OURS = "Interlock's gateway"
+_BARE = "HAProxy, bare"
 
 
 @dataclass(slots=True)
@@ -76,7 +77,16 @@ def _rounds(line: Lineup, folder: Path, options: argparse.Namespace, console: Co
 def _print_throughput(line: Lineup, runs: dict[str, Runs], console: Console) -> int:
     client = "wrk" if has_wrk() else "our own client: it is slower than wrk, which flatters every gateway"
     table = Table(title=f"POST of 1 KB, medians of {len(runs['direct'].measured)} rounds ({client})")
-    for heading in ("", "requests/s", "of direct", "p50 ms", "p99 ms", "CPU µs/request", "failures"):
+    for heading in (
+        "",
+        "requests/s",
+        "of direct",
+        "p50 ms",
+        "p99 ms",
+        "CPU µs/request",
+        "of bare",
+        "failures",
+    ):
         table.add_column(heading, justify="left" if not heading else "right")
     direct = runs["direct"].rates()
     ratios: dict[str, float] = {}
@@ -90,6 +100,7 @@ def _print_throughput(line: Lineup, runs: dict[str, Runs], console: Console) -> 
             f"{statistics.median(one.p50_ms for one in run.measured):.2f}",
             f"{statistics.median(one.p99_ms for one in run.measured):.2f}",
             f"{statistics.median(run.cpu_us):.1f}" if name != "direct" else "",
+            f"{_of_bare(run, runs):.2f}" if name != "direct" else "",
             str(sum(one.failures for one in run.measured)),
         )
     console.print(table)
@@ -98,9 +109,15 @@ def _print_throughput(line: Lineup, runs: dict[str, Runs], console: Console) -> 
     cpu_us = statistics.median(runs[_OURS].cpu_us)
     console.print(
         f"{_OURS}: {cpu_us:.1f} µs CPU a request (to reach: at most {_CPU_US_MAX:.0f}), "
-        f"{ratios[_OURS]:.2f} of direct (to reach: at least {_RATIO_MIN})"
+        f"{ratios[_OURS]:.2f} of direct (to reach: at least {_RATIO_MIN}), "
+        f"{_of_bare(runs[_OURS], runs):.2f} times bare HAProxy's CPU"
     )
     return sum(one.failures for run in runs.values() for one in run.measured)
+
+
+def _of_bare(run: Runs, runs: dict[str, Runs]) -> float:
+    """CPU a request as a multiple of bare HAProxy's in the same round: what another machine can compare."""
+    return statistics.median(own / bare for own, bare in zip(run.cpu_us, runs[_BARE].cpu_us, strict=True))
 
 
 def _print_rollbacks(result: Result, console: Console) -> int:

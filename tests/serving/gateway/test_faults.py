@@ -37,6 +37,9 @@ def observed(lab: Lab, endpoint: str, request_id: str):
 def test_a_killed_replica_loses_no_request(lab: Lab) -> None:
     """Its requests are repeated on the other one, and each of them counts as a failure of the version."""
     endpoint = lab.serve("flights", replicas={"count": 2, "concurrency": 64, "start_timeout_s": 20})
+    # A reload can lose lines of the log (docs/decisions/0009): not what this test is about.
+    eventually(lambda: len(lab.runtime.workers()) == 1)
+    time.sleep(0.5)
     cursor = endpoint.observations(None).cursor
     with Load(lab, clients=8, command={"sleep_s": 0.01}).running() as load:
         for _ in range(2):
@@ -47,7 +50,8 @@ def test_a_killed_replica_loses_no_request(lab: Lab) -> None:
             eventually(lambda: all(one.healthy for one in endpoint.describe().replicas[Slot.BLUE]))
             time.sleep(0.3)
     assert load.failed() == []
-    eventually(lambda: len(endpoint.observations(cursor).frame) == len(load.samples))
+    asked = {sample.request_id for sample in load.samples}
+    eventually(lambda: set(endpoint.observations(cursor).frame["request_id"]) == asked)
     frame = endpoint.observations(cursor).frame
     assert (frame["status"] == 200).all()
     assert 1 <= frame["failed"].sum() <= 40, "a hidden retry is still a failure"
