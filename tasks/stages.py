@@ -248,7 +248,8 @@ def interrupt(release: Release, stopped: Stopped) -> Ended:
     try:
         transitions.make_safe(bench, row, who=row.owner, reason=stopped.message)
     except ServingError as error:
-        return Ended("Interrupted", f"{stopped.message}; the share ends with its lease, because: {error}")
+        ends = "with its lease" if bench.endpoint.capabilities.has_lease else "when the guard takes it back"
+        return Ended("Interrupted", f"{stopped.message}; the share ends {ends}, because: {error}")
     return Ended("Interrupted", stopped.message)
 
 

@@ -33,9 +33,12 @@ ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "example",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-_TARGETS = {"SageMaker": "sagemaker", "AnyScaleFrontendService": "application-autoscaling"}
+_TARGETS = {
+    "SageMaker": "sagemaker",
+    "AnyScaleFrontendService": "application-autoscaling",
+    "GraniteServiceVersion20100801": "cloudwatch",
+}
 _INVOKE = re.compile(r"/endpoints/([^/]+)/invocations")
-_RPC = re.compile(r"/service/GraniteServiceVersion20100801/operation/(\w+)")
 
 
 class Cloud:
@@ -161,13 +164,12 @@ class Cloud:
     def call(self, service: str, operation: str, body: bytes) -> bytes:
         """One call of a modelled operation: its answer's body."""
         model = wire.service(service).operation_model(operation)
-        is_cbor = service == "cloudwatch"
-        asked = (wire.from_cbor if is_cbor else wire.from_json)(model, body)
+        asked = wire.from_json(model, body)
         with self._lock:
             self.settle()
             handler = {"sagemaker": self.sagemaker, "cloudwatch": self.cloudwatch}.get(service, self.scaling)
             answer = getattr(handler, xform_name(operation))(asked)
-            return (wire.to_cbor if is_cbor else wire.to_json)(model, answer)
+            return wire.to_json(model, answer)
 
     def refuse(self, operation: str) -> None:
         """Raise what a fault wants of this call; every call is noted."""
@@ -217,30 +219,20 @@ class _Handler(BaseHTTPRequestHandler):
             if target:
                 prefix, _, operation = target.partition(".")
                 self._modelled(_TARGETS[prefix], operation, body)
-            elif rpc := _RPC.fullmatch(path.path):
-                self._modelled("cloudwatch", rpc[1], body)
             elif invoke := _INVOKE.fullmatch(path.path):
                 self._invoke(invoke[1], body)
             else:
                 self._s3(path.path, dict(urllib.parse.parse_qsl(path.query)), body)
         except Exception as error:
             fault = error if isinstance(error, Fault) else Fault("DoubleIsBroken", repr(error), 418)
-            if _RPC.fullmatch(path.path):
-                headers = {"Content-Type": "application/cbor", "smithy-protocol": "rpc-v2-cbor"}
-                self._send(fault.status, wire.fault_to_cbor(fault), headers)
-            else:
-                self._fault(fault, is_s3=not target and not _INVOKE.fullmatch(path.path))
+            self._fault(fault, is_s3=not target and not _INVOKE.fullmatch(path.path))
 
     do_GET = do_POST = do_PUT = do_HEAD = _handle
 
     def _modelled(self, service: str, operation: str, body: bytes) -> None:
         self.server.cloud.refuse(operation)
         answer = self.server.cloud.call(service, operation, body)
-        is_cbor = service == "cloudwatch"
-        kind = "application/cbor" if is_cbor else "application/x-amz-json-1.1"
-        self._send(
-            200, answer, {"Content-Type": kind, **({"smithy-protocol": "rpc-v2-cbor"} if is_cbor else {})}
-        )
+        self._send(200, answer, {"Content-Type": "application/x-amz-json-1.1"})
 
     def _invoke(self, endpoint: str, body: bytes) -> None:
         self.server.cloud.refuse("InvokeEndpoint")

@@ -49,7 +49,7 @@ class CloudWatch:
         ids = [query["Id"] for query in asked["MetricDataQueries"]]
         if len(set(ids)) < len(ids) or any(not re.fullmatch(r"[a-z][a-zA-Z0-9_]*", id_) for id_ in ids):
             raise invalid("Ids must be unique and begin with a small letter.")
-        since, until = (asked[name].timestamp() for name in ("StartTime", "EndTime"))
+        since, until = (float(asked[name]) for name in ("StartTime", "EndTime"))
         return {
             "MetricDataResults": [self._result(query, since, until) for query in asked["MetricDataQueries"]]
         }

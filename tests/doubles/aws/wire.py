@@ -7,16 +7,15 @@ patterns, bounds); answers are refused unless every field is of the output shape
 from __future__ import annotations
 
 import datetime as dt
-import io
 import json
 import re
 from typing import Any
 
 import botocore.session
 from botocore.model import OperationModel, Shape
-from botocore.parsers import RpcV2CBORParser
-from botocore.serialize import RpcV2CBORSerializer
 
+_CLASSES = {r"\p{L}": r"\w", r"\p{Z}": r"\s", r"\p{N}": r"\d", r"\p{Print}": r"[ -~]"}
+"""Java's classes of characters in Python's words, near enough."""
 _MODELS: dict[str, Any] = {}
 
 
@@ -94,7 +93,9 @@ def _check_string(value: Any, shape: Shape, path: str) -> None:
         raise invalid(f"{path}: {value!r} is not one of {shape.enum[:5]}...")
     pattern = shape.metadata.get("pattern")
     if pattern and r"\uD800" not in pattern:  # "any character", spelled in Java's surrogates
-        python = pattern.replace(r"\p{L}", r"\w").replace(r"\p{Z}", r"\s").replace(r"\p{N}", r"\d")
+        python = pattern
+        for java, ours in _CLASSES.items():
+            python = python.replace(java, ours)
         if re.fullmatch(python, value, re.DOTALL) is None:
             raise invalid(f"{path}: {value!r} does not match {pattern}")
 
@@ -107,7 +108,7 @@ def _check_bounds(size: float, shape: Shape, path: str) -> None:
         raise invalid(f"{path} is more than {high}")
 
 
-# -- JSON 1.1 (sagemaker, application-autoscaling) ---------------------------------------------------
+# -- JSON over HTTP (all but the data plane and S3) ---------------------------------------------------
 
 
 def from_json(operation: OperationModel, body: bytes) -> dict[str, Any]:
@@ -124,31 +125,3 @@ def to_json(operation: OperationModel, answer: dict[str, Any] | None) -> bytes:
     elif answer:
         raise AssertionError(f"{operation.name} answers nothing, not {answer}")
     return json.dumps(answer or {}, default=lambda time: time.timestamp()).encode()
-
-
-# -- CBOR (cloudwatch) -------------------------------------------------------------------------------
-
-
-def from_cbor(operation: OperationModel, body: bytes) -> dict[str, Any]:
-    """The same for smithy-rpc-v2-cbor."""
-    asked = RpcV2CBORParser().parse_data_item(io.BufferedReader(io.BytesIO(body))) if body else {}
-    check(asked, operation.input_shape)
-    return asked
-
-
-def to_cbor(operation: OperationModel, answer: dict[str, Any] | None) -> bytes:
-    """An answer in CBOR; the serializer for requests serves for answers too."""
-    if operation.output_shape is None:
-        return b"\xa0"
-    check(answer or {}, operation.output_shape)
-    packed = bytearray()
-    RpcV2CBORSerializer()._serialize_data_item(packed, answer or {}, operation.output_shape)
-    return bytes(packed)
-
-
-def fault_to_cbor(fault: Fault) -> bytes:
-    """An error answer: a map of two texts."""
-    packed = bytearray(b"\xa2")
-    for text in ("__type", fault.code, "message", fault.message):
-        RpcV2CBORSerializer()._serialize_type_string(packed, text, None, None)
-    return bytes(packed)
