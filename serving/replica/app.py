@@ -71,6 +71,7 @@ class ReplicaApp:
             "/version": ("GET", self._describe),
             "/metrics": ("GET", self._metrics),
         }
+        self._routes |= {alias: self._routes[path] for alias, path in spec.aliases.items()}
 
     def become_ready(self, model: ServedModel) -> None:
         """Start to answer. Call on the event loop, once the model is loaded and warm."""

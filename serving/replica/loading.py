@@ -28,16 +28,22 @@ _VERSION_URI = re.compile(r"models:/([^/@]+)/(\d+)")
 _MODEL_ID_URI = re.compile(r"models:/(m-[0-9a-f]+)")
 
 
-def load_model(uri: str, *, tracking_uri: str, cache_dir: Path) -> ServedModel:
-    """Fetch, load and warm up one version. Raises `LoadFailed`, or `RegistryUnreachable`."""
+def load_model(uri: str, *, tracking_uri: str, cache_dir: Path, model_dir: Path | None = None) -> ServedModel:
+    """Fetch, load and warm up one version. Raises `LoadFailed`, or `RegistryUnreachable`.
+
+    With `model_dir` the files are there already, and no registry is asked.
+    """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from mlflow.pyfunc import load_model as load_pyfunc
 
-    mlflow.set_tracking_uri(tracking_uri)
-    folder = fetch_model(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
+    if model_dir is None:
+        mlflow.set_tracking_uri(tracking_uri)
+        folder = fetch_model(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
+    else:
+        folder = model_dir
     try:
         served = ServedModel(load_pyfunc(str(folder)))
     except Exception as error:

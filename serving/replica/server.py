@@ -156,6 +156,7 @@ class _Process:
                 spec.uri,
                 tracking_uri=spec.mlflow_tracking_uri,
                 cache_dir=spec.model_cache_dir,
+                model_dir=spec.model_dir,
             )
         except LoadFailed as error:
             logger.error("%s", error)

@@ -65,6 +65,12 @@ class ReplicaSpec(_Part):
     )
     mlflow_tracking_uri: str = Field(description="The registry's server.")
     model_cache_dir: Path = Field(description="Downloaded models by model id: a restart needs no MLflow.")
+    model_dir: Path | None = Field(
+        default=None, description="Folder that holds the model already; the registry is not asked then."
+    )
+    aliases: dict[str, str] = Field(
+        default_factory=dict, description="Further paths, and which one of ours each of them means."
+    )
     capture: CaptureSpec | None = Field(default=None, description="No durable capture when null.")
     spool: SpoolSpec | None = Field(default=None, description="No spool when null.")
     hmac_key_file: Path | None = Field(

@@ -15,7 +15,8 @@ def environment(name: str, policy: Policy, here: SageMaker, *, version: str, uri
     """Variables of one container; the policy's own win."""
     if here.vllm is not None:
         made = {vllm_variable(option): value for option, value in here.vllm.options.items()}
-        made = {"SM_VLLM_MODEL": MODEL_DIR, "SM_VLLM_SERVED_MODEL_NAME": name, **made}
+        served = {"SM_VLLM_MODEL": MODEL_DIR, "SM_VLLM_SERVED_MODEL_NAME": name}
+        made = {"INTERLOCK_VERSION": version, **served, **made}
     else:
         replicas = policy.replicas
         made = {

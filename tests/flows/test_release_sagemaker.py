@@ -22,7 +22,7 @@ from tests.flows.sagemaker_world import MINUTE_S, SageMakerWorld
 from tests.flows.world import Version, failing
 from tests.tasks.doubles import Killed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 THROTTLED = Fault("ThrottlingException", "Rate exceeded")
 EXPIRED = Fault("ExpiredTokenException", "The security token included in the request is expired", 403)
 
@@ -94,6 +94,7 @@ def test_one_that_fails_under_live_traffic_is_rolled_back_and_leaves_nothing(wor
     assert len(world.cloud.sagemaker.configurations) == 1
 
 
+@pytest.mark.e2e
 def test_missing_capacity_interrupts_and_the_same_command_goes_on(world: SageMakerWorld) -> None:
     world.add("2", Version())
     world.cloud.no_capacity.add("ml.m5.large")
@@ -108,6 +109,7 @@ def test_missing_capacity_interrupts_and_the_same_command_goes_on(world: SageMak
     assert run("2").name == "Promoted"
 
 
+@pytest.mark.e2e
 def test_an_update_that_is_silently_taken_back_is_seen(world: SageMakerWorld) -> None:
     world.add("2", Version())
     world.cloud.silent_rollback = True
@@ -143,6 +145,7 @@ def test_a_ramp_outlives_passing_trouble(world: SageMakerWorld, trouble: str) ->
     assert world.serving() == ("2", 0)
 
 
+@pytest.mark.e2e
 def test_credentials_that_expire_interrupt_and_the_guard_returns_the_share(world: SageMakerWorld) -> None:
     world.add("2", Version())
     expired: list[bool] = []
@@ -178,6 +181,7 @@ def test_a_killed_run_leaves_a_share_that_the_guard_returns_once_it_ran_out(worl
     assert world.serving() == ("1", 0)
 
 
+@pytest.mark.e2e
 def test_a_rollback_between_whose_calls_the_process_dies_is_finished_by_whoever_comes_next(
     world: SageMakerWorld,
 ) -> None:
