@@ -1,23 +1,29 @@
 """`make bench-decisions`: who rolls back good versions, and after how many requests bad ones go.
 
-Seeds are fixed here, before any result was seen: scenario i uses SEED + i. `--scale 0.1` runs a
-tenth of the streams. Writes docs/decisions-benchmark.md and .svg.
+The seed was committed before anything ran on it, and after the last change to a weight: part i uses
+SEED + i. `--scale 0.1` runs a tenth of the streams, `--seed` other ones (for development; the page says
+so). Every part is kept in benchmarks/decisions/.cache and not run again; delete the folder to start
+anew. Writes docs/decisions-benchmark.md and .svg.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from benchmarks.decisions.engines import Controller, ErrorProcess
+from benchmarks.decisions.engines import Controller, ErrorProcess, LatencyProcess
 from benchmarks.decisions.peers import Rule, all_rules
-from benchmarks.decisions.report import write_report
+from benchmarks.decisions.report import Results, write_report
 from benchmarks.decisions.streams import (
     HARMS,
     NOISY_HOST,
@@ -30,7 +36,8 @@ from benchmarks.decisions.streams import (
     slower,
 )
 
-SEED = 20_261_122
+SEED = 20_261_126_417
+CACHE = Path(__file__).parent / ".cache"
 UNITS = 20_000
 STREAMS_OURS, STREAMS_PEERS, STREAMS_HARM, STREAMS_CONTROLLER = 20_000, 2_000, 2_000, 4_000
 STREAMS_FAST = 10_000
@@ -118,6 +125,17 @@ def race_users(*, streams: int, rng: np.random.Generator) -> list[Row]:
     ]
 
 
+def race_heavy_tails(*, streams: int, rng: np.random.Generator) -> list[Row]:
+    """Times with infinite variance, thresholds from 500 past ones: the latency family alone."""
+    process, played = LatencyProcess(streams, rng), 0.0
+    first = np.full(streams, np.inf)
+    scenario = Scenario("heavy tails (Pareto 1.1)", constant(0.01))
+    for counts in play(scenario, streams=streams, looks=UNITS // 50, per_look=50, rng=rng):
+        played += 50
+        first[process.look(counts, rng) & np.isinf(first)] = played
+    return [Row(scenario.name, LatencyProcess.name, first)]
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How releases of one kind end under the whole controller."""
@@ -130,50 +148,105 @@ class Ending:
     units_to_roll_back_p90: float
 
 
-def endings(scale: float) -> list[Ending]:
-    """The whole controller at 5%, looked at every 50 candidate units."""
-    candidates = (
-        ("good", 1.0, slower(1.0)),
-        ("2% errors", 2.0, slower(1.0)),
-        ("5% errors", 5.0, slower(1.0)),
-        ("20% errors", 20.0, slower(1.0)),
-        ("latency x1.2", 1.0, slower(1.2)),
-        ("latency x1.5", 1.0, slower(1.5)),
-        ("tail above p97 doubled", 1.0, doubled_tail),
+CANDIDATES = {
+    "good": (1.0, slower(1.0)),
+    "2% errors": (2.0, slower(1.0)),
+    "5% errors": (5.0, slower(1.0)),
+    "20% errors": (20.0, slower(1.0)),
+    "latency x1.2": (1.0, slower(1.2)),
+    "latency x1.5": (1.0, slower(1.5)),
+    "tail above p97 doubled": (1.0, doubled_tail),
+}
+
+
+def race_controller(name: str, *, streams: int, rng: np.random.Generator) -> list[Row]:
+    """The whole controller at 5%, looked at every 50 candidate units: until promotion, and rollback."""
+    ratio, latency = CANDIDATES[name]
+    controller = Controller(streams, latency)
+    back, good = np.full(streams, np.inf), np.full(streams, np.inf)
+    played = np.zeros(streams)
+    scenario = Scenario(name, constant(0.01), ratio=ratio)
+    for counts in play(scenario, streams=streams, looks=UNITS // 50, per_look=50, rng=rng):
+        played += 50
+        rejected, shown = controller.look(counts, rng)
+        open_still = np.isinf(back) & np.isinf(good)
+        back[rejected & open_still] = played[rejected & open_still]
+        good[shown & open_still] = played[shown & open_still]
+        if not (np.isinf(back) & np.isinf(good)).any():
+            break
+    return [Row(name, "promoted", good), Row(name, "rolled back", back)]
+
+
+def ending(promoted: Row, rolled_back: Row) -> Ending:
+    """In numbers."""
+    return Ending(
+        promoted.scenario,
+        promoted.share,
+        rolled_back.share,
+        _median(promoted.units),
+        _median(rolled_back.units),
+        _median(rolled_back.units, 0.9),
     )
-    found: list[Ending] = []
-    for index, (name, ratio, latency) in enumerate(candidates):
-        rng = np.random.default_rng(SEED + 100 + index)
-        streams = max(int(STREAMS_CONTROLLER * scale), 200)
-        controller = Controller(streams, latency)
-        back, good = np.full(streams, np.inf), np.full(streams, np.inf)
-        played = np.zeros(streams)
-        scenario = Scenario(name, constant(0.01), ratio=ratio)
-        for counts in play(scenario, streams=streams, looks=UNITS // 50, per_look=50, rng=rng):
-            played += 50
-            rejected, shown = controller.look(counts, rng)
-            open_still = np.isinf(back) & np.isinf(good)
-            back[rejected & open_still] = played[rejected & open_still]
-            good[shown & open_still] = played[shown & open_still]
-            if not (np.isinf(back) & np.isinf(good)).any():
-                break
-        found.append(
-            Ending(
-                name,
-                float(np.isfinite(good).mean()),
-                float(np.isfinite(back).mean()),
-                _median(good),
-                _median(back),
-                _median(back, 0.9),
-            )
-        )
-        print(f"controller: {found[-1]}", flush=True)
-    return found
 
 
 def _median(units: NDArray[np.float64], q: float = 0.5) -> float:
     finite = units[np.isfinite(units)]
     return float(np.quantile(finite, q)) if finite.size else float("inf")
+
+
+# The parts ----------------------------------------------------------------------------------------
+
+
+def _null_ours(index: int, scenario: Scenario, *, streams: int, rng: np.random.Generator) -> list[Row]:
+    return [race_ours(scenario, streams=streams, per_look=50, rng=rng)]
+
+
+def _peers(index: int, scenario: Scenario, *, streams: int, rng: np.random.Generator) -> list[Row]:
+    return race(scenario, all_rules(streams, UNITS // 50, 50), streams=streams, per_look=50, rng=rng)
+
+
+def _harm(index: int, scenario: Scenario, *, streams: int, rng: np.random.Generator) -> list[Row]:
+    methods: list[Rule] = [ErrorProcess(streams), *all_rules(streams, UNITS // 50, 50)]
+    return race(scenario, methods, streams=streams, per_look=50, rng=rng)
+
+
+def _fast(index: int, scenario: Scenario, *, streams: int, rng: np.random.Generator) -> list[Row]:
+    return [race_ours(scenario, streams=streams, per_look=20, rng=rng)]
+
+
+def parts() -> dict[str, tuple[int, int, Callable[..., list[Row]]]]:
+    """Every part by name: what is added to the seed, streams at full scale, and what runs."""
+    found: dict[str, tuple[int, int, Callable[..., list[Row]]]] = {
+        "users": (50, STREAMS_OURS, race_users),
+        "heavy-tails": (51, STREAMS_OURS, race_heavy_tails),
+    }
+    for index, scenario in enumerate((*NULLS, NOISY_HOST)):
+        found[f"null-{index}"] = (index, STREAMS_OURS, partial(_null_ours, index, scenario))
+        found[f"peers-{index}"] = (20 + index, STREAMS_PEERS, partial(_peers, index, scenario))
+    for index, scenario in enumerate(HARMS):
+        found[f"harm-{index}"] = (200 + index, STREAMS_HARM, partial(_harm, index, scenario))
+        found[f"fast-{index}"] = (220 + index, STREAMS_FAST, partial(_fast, index, scenario))
+    for index, name in enumerate(CANDIDATES):
+        found[f"controller-{index}"] = (100 + index, STREAMS_CONTROLLER, partial(race_controller, name))
+    return found
+
+
+def run_part(name: str, seed: int, scale: float) -> list[Row]:
+    """A part's rows, from the cache where it ran before."""
+    add, full, race_part = parts()[name]
+    streams = max(int(full * scale), 200)
+    path = CACHE / f"{seed}-{streams}-{name}.npz"
+    if not path.exists():
+        began = time.perf_counter()
+        rows = race_part(streams=streams, rng=np.random.default_rng(seed + add))
+        CACHE.mkdir(exist_ok=True)
+        kept = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(kept, **{f"{row.scenario}|{row.method}": row.units for row in rows})
+        kept.rename(path)
+        shares = ", ".join(f"{row.share:.2%}" for row in rows[:2])
+        print(f"{name} ({rows[0].scenario}): {shares}; {time.perf_counter() - began:.0f} s", flush=True)
+    with np.load(path) as kept_rows:
+        return [Row(*key.split("|", 1), kept_rows[key]) for key in kept_rows.files]
 
 
 def main() -> None:
@@ -182,37 +255,28 @@ def main() -> None:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="fraction of the streams (1: the published page)"
     )
+    parser.add_argument("--seed", type=int, default=SEED, help="another seed, for development")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the page and the plot")
     options = parser.parse_args()
     began = time.perf_counter()
+    with ProcessPoolExecutor(options.jobs) as pool:
+        running = {name: pool.submit(run_part, name, options.seed, options.scale) for name in parts()}
+        done = {name: future.result() for name, future in running.items()}
 
-    def streams(number: int) -> int:
-        return max(int(number * options.scale), 200)
+    def of(kind: str) -> list[Row]:
+        return [row for name, rows in done.items() if name.startswith(kind) for row in rows]
 
-    nulls: list[Row] = []
-    for index, scenario in enumerate((*NULLS, NOISY_HOST)):
-        rng = np.random.default_rng(SEED + index)
-        nulls.append(race_ours(scenario, streams=streams(STREAMS_OURS), per_look=50, rng=rng))
-        size = streams(STREAMS_PEERS)
-        nulls.extend(race(scenario, all_rules(size, UNITS // 50, 50), streams=size, per_look=50, rng=rng))
-        print(
-            f"null: {scenario.name}: {nulls[-8].share:.2%} ({time.perf_counter() - began:.0f} s)", flush=True
-        )
-    nulls.extend(race_users(streams=streams(STREAMS_OURS), rng=np.random.default_rng(SEED + 50)))
-    print(f"null: users: {nulls[-2].share:.2%}, by request {nulls[-1].share:.2%}", flush=True)
-
-    harms: list[Row] = []
-    fast: list[Row] = []
-    for index, scenario in enumerate(HARMS):
-        rng = np.random.default_rng(SEED + 200 + index)
-        size = streams(STREAMS_HARM)
-        methods: list[Rule] = [ErrorProcess(size), *all_rules(size, UNITS // 50, 50)]
-        harms.extend(race(scenario, methods, streams=size, per_look=50, rng=rng))
-        fast.append(race_ours(scenario, streams=streams(STREAMS_FAST), per_look=20, rng=rng))
-        print(f"harm: {scenario.name}: median {fast[-1].quantile(0.5):g}", flush=True)
-    seconds = time.perf_counter() - began
-    write_report(options.out, nulls, harms, fast, endings(options.scale), scale=options.scale)
-    print(f"{seconds:.0f} s; wrote {options.out / 'decisions-benchmark.md'}")
+    results = Results(
+        [*of("null-"), *of("peers-"), *of("users")],
+        of("heavy-tails"),
+        of("harm-"),
+        of("fast-"),
+        [ending(*rows) for name, rows in done.items() if name.startswith("controller-")],
+    )
+    is_declared = options.seed == SEED
+    write_report(options.out, results, scale=options.scale, seed=options.seed, is_declared=is_declared)
+    print(f"{time.perf_counter() - began:.0f} s; wrote {options.out / 'decisions-benchmark.md'}")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,36 @@ class ErrorProcess:
         return process.log_e >= _LOG_ROLLBACK
 
 
+class LatencyProcess:
+    """The latency family alone, on times of a Pareto law; thresholds are quantiles of 500 past times."""
+
+    name = "e-process (ours), latency alone"
+    shape = 1.1
+
+    def __init__(self, streams: int, rng: np.random.Generator) -> None:
+        past = rng.pareto(self.shape, (streams, 500))
+        names = [name for name, q in QUANTILES.items() if 1 / (1 - q) - 1e-6 <= 500]
+        thresholds = np.quantile(past, [QUANTILES[name] for name in names], axis=1).T
+        tails = (1 + thresholds) ** -self.shape
+        edges = np.concatenate([np.ones((streams, 1)), tails, np.zeros((streams, 1))], axis=1)
+        self._cells = np.maximum(-np.diff(edges, axis=1), 0)
+        self._process = latency_worse(names, shape=(streams,))
+        self._process.levels = BINARY
+
+    def look(self, counts: Counts, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """Whether each stream is rolled back now."""
+        over_b, over_a = (
+            rng.multinomial(units, self._cells)[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
+            for units in (counts.units_b, counts.units_a)
+        )
+        self._process.update(
+            pair(counts.units_b[:, None], over_b), pair(counts.units_a[:, None], over_a), counts.pi
+        )
+        self._process.wealth.stake(-math.expm1(-RESTAKE_PER_UNIT * float(counts.units_b.mean())))
+        log_es = self._process.log_e
+        return combine(log_es, np.ones(log_es.shape[-1])) >= _LOG_ROLLBACK
+
+
 @dataclass
 class Controller:
     """The whole judge at one share: errors and latency, rollback and promotion."""
