@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from configs.environments import OVERLAYS, policy_in
 from configs.errors import (
     PolicyError,
     PolicyInvalid,
@@ -56,9 +57,25 @@ def load_policy(path: Path) -> Policy:
             problems += _stem_problem(path, cast("Mapping[str, Any]", content), root)
         raise PolicyInvalid(path, _in_order(problems), _LOOK) from error
     problems += _stem_problem(path, cast("Mapping[str, Any]", content), root)
+    problems += _overlay_problems(policy, root)
     if problems:
         raise PolicyInvalid(path, _in_order(problems), _LOOK)
     return policy
+
+
+def load_endpoint(settings: Settings, endpoint: str) -> Policy:
+    """The policy of an endpoint by its name: a file of its own, or an environment of another one's.
+
+    Raises as `load_policy` does.
+    """
+    path = settings.policy_path(endpoint)
+    for environment in () if path.exists() else OVERLAYS:
+        name = endpoint.removesuffix(f"-{environment}")
+        if name != endpoint and settings.policy_path(name).exists():
+            policy = load_policy(settings.policy_path(name))
+            if environment in policy.environments:
+                return policy_in(policy, environment)
+    return load_policy(path)
 
 
 def load_policies(folder: Path) -> tuple[dict[str, Policy], list[PolicyError]]:
@@ -142,6 +159,28 @@ def _stem_problem(path: Path, content: Mapping[str, Any], root: yaml.Node) -> It
     if isinstance(endpoint, str) and endpoint != path.stem:
         text = f"is '{endpoint}', but the file is called {path.name}: name the file {endpoint}.yaml"
         yield Problem("endpoint", text, _line(root, ("endpoint",)))
+
+
+def _overlay_problems(policy: Policy, root: yaml.Node) -> Iterator[Problem]:
+    """What is wrong with the environments: each overlay with the file must make a whole policy."""
+    for environment in policy.environments:
+        place = ("environments", environment)
+        own = {"endpoint", "model", "environments"} & set(policy.environments[environment])
+        for key in sorted(own):
+            text = "is the same in every environment: leave it out"
+            yield Problem(key_path((*place, key)), text, _line(root, (*place, key)))
+        if own:
+            continue
+        try:
+            policy_in(policy, environment)
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                location = tuple(details["loc"])
+                yield Problem(
+                    key_path((*place, *location)),
+                    _say(details, location),
+                    _line(root, (*place, *location)),
+                )
 
 
 def _problem(details: ErrorDetails, root: yaml.Node) -> Problem:

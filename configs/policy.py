@@ -7,7 +7,7 @@ say them; the code below `configs/` speaks fractions in [0, 1].
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ from configs.drill import Drill
 from configs.evaluation import Evaluation
 from configs.generation import Generation
 from configs.labels import Labels
+from configs.load_test import LoadTest
 from configs.measures import Measure, MeasureName, Quality
 from configs.notify import Notify
 from configs.retention import Retention
@@ -41,6 +42,12 @@ class Replicas(Section):
     count: int = Field(default=1, ge=1, le=64, description="Serving processes a slot.")
     concurrency: int = Field(default=4, ge=1, description="Predictions that one replica runs at a time.")
     threads: int = Field(default=1, ge=1, description="Numeric-library threads of one replica (OMP, BLAS).")
+    gateway_limit: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests that the gateway gives a replica at once; without it what the load test "
+        "measured, else `concurrency` (two full batches with `batch`).",
+    )
     queue: int = Field(
         default=64, ge=0, description="Requests that may wait a slot before the gateway answers 503."
     )
@@ -225,6 +232,13 @@ class Policy(Section):
     drift: Drift | None = Field(default=None, description="Drift checks after the release; none without it.")
     drill: Drill | None = Field(default=None, description="Makes this a drill endpoint; none without it.")
     labels: Labels | None = Field(default=None, description="The truth that arrives later; none without it.")
+    load_test: LoadTest | None = Field(
+        default=None, description="What a version must bear in staging; none without it."
+    )
+    environments: dict[Literal["staging", "development"], dict[str, Any]] = Field(
+        default_factory=dict,
+        description="What differs from this file elsewhere; with `staging` every release passes there first.",
+    )
     keep_previous_s: float = Field(
         default=3600, ge=0, description="The old champion stays warm this long after promotion."
     )

@@ -14,6 +14,7 @@ from flows import (
     cli_approval,
     cli_drift,
     cli_drill,
+    cli_environments,
     cli_evaluate,
     cli_keys,
     cli_labels,
@@ -53,6 +54,8 @@ for _command in (cli_watch.rollback, cli_release.history, cli_watch.watch):
 app.command()(cli_evaluate.evaluate)
 app.command()(cli_drift.drift)
 app.command()(cli_drill.drill)
+app.command()(cli_environments.diff)
+app.command("load-test")(cli_environments.load_test)
 app.command()(cli_labels.labels)
 app.command()(cli_retention.forget)
 app.command()(cli_policy.validate)

@@ -37,7 +37,10 @@ def validate(
         print_json({"file": str(file), "valid": True, "policy": policy.model_dump(mode="json")})
     else:
         steps = ", ".join(f"{step:g}%" for step in policy.canary.steps)
-        typer.echo(f"{file} is valid: endpoint {policy.endpoint}, model {policy.model}, ramp {steps}")
+        elsewhere = "".join(f", {name} too" for name in policy.environments)
+        typer.echo(
+            f"{file} is valid{elsewhere}: endpoint {policy.endpoint}, model {policy.model}, ramp {steps}"
+        )
 
 
 def show_policy_keys(as_json: AsJson = False) -> None:

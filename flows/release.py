@@ -22,6 +22,7 @@ from tasks.stages import (
     claim,
     close,
     evaluate,
+    has_staging,
     hold,
     interrupt,
     open_run,
@@ -29,6 +30,7 @@ from tasks.stages import (
     promote_candidate,
     reject_candidate,
     shadow,
+    stage,
 )
 
 
@@ -63,6 +65,8 @@ def advance(release: Release) -> Ended:
     # A language model is judged by what its replica answers, so it is placed first; at zero share either way.
     row = place_candidate(release) if release.judged_in_place else None
     evidence = verdict = evaluate(release)
+    if verdict.passed and has_staging(release):
+        verdict = stage(release)
     if verdict.passed and approval_comes_first(release):
         verdict = approve(release)
     if not verdict.passed:
@@ -70,8 +74,8 @@ def advance(release: Release) -> Ended:
     row = row or place_candidate(release)
     if release.first:
         return promote_candidate(release, evidence)
-    for stage in (shadow, approve):
-        verdict = stage(release)
+    for gate in (shadow, approve):
+        verdict = gate(release)
         if not verdict.passed:
             return _stop(release, verdict)
     verdict = canary(release, row)

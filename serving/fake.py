@@ -211,6 +211,11 @@ class FakeEndpoint:
         check_retire(self._route, slot, self._clock())
         self._held.pop(slot, None)
 
+    def dismantle(self) -> None:
+        """Hold nothing; the route stays with its generation."""
+        self._begin("dismantle")
+        self._held.clear()
+
     def _effective(self, route: Route) -> Route:
         """The route as a request meets it now."""
         return effective(route, self._clock())

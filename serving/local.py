@@ -33,7 +33,7 @@ from serving.endpoint import (
 from serving.errors import NotHealthy, Refused
 from serving.fence import check_deploy, check_retire, effective
 from serving.gateway.access_log import AccessLog
-from serving.gateway.limits import drain_s
+from serving.gateway.limits import drain_s, forget_limits
 from serving.gateway.places import access_log_path, gateway_runtime
 from serving.gateway.plane import RoutePlane
 from serving.gateway.render import refresh_gateway
@@ -94,7 +94,10 @@ class LocalEndpoint:
         check_deploy(self._plane.route(self.name), slot, version, what_is_held, self._clock())
         if held is not None and not is_same:
             self._empty(held)
-        record = self._slots.reserve(self.name, slot, version, uri, self._policy.replicas.count)
+        replicas = self._policy.replicas
+        record = self._slots.reserve(
+            self.name, slot, version, uri, replicas.count, maxconn=replicas.gateway_limit or 0
+        )
         surplus = [one for one in held.replicas if one not in record.replicas] if held and is_same else []
         try:
             self._processes.start(record)
@@ -206,6 +209,19 @@ class LocalEndpoint:
         check_retire(self._plane.route(self.name), slot, self._clock())
         if record is not None:
             self._empty(record)
+
+    def dismantle(self) -> None:
+        """Take the whole endpoint down, its default slot too: clients get 404. A no-op where nothing is up.
+
+        For endpoints without users (staging). The route stays behind with its generation, so that
+        what comes next is newer than everything before.
+        """
+        forget_limits(self._settings, self.name)
+        refresh_gateway(self._settings)
+        for slot in Slot:
+            record = self._slots.read(self.name, slot)
+            if record is not None:
+                self._empty(record)
 
     def _empty(self, record: SlotRecord) -> None:
         if record.ready:

@@ -31,7 +31,10 @@ class SlotReplica:
 
 @dataclass(frozen=True, slots=True)
 class SlotRecord:
-    """What one slot runs. The gateway sends requests to a `ready` slot only."""
+    """What one slot runs. The gateway sends requests to a `ready` slot only.
+
+    `maxconn` is how many requests it gives one replica at once, 0 for the endpoint's own limit.
+    """
 
     endpoint: str
     slot: Slot
@@ -39,6 +42,7 @@ class SlotRecord:
     uri: str
     replicas: tuple[SlotReplica, ...]
     ready: bool = False
+    maxconn: int = 0
 
 
 class SlotFiles:
@@ -60,6 +64,7 @@ class SlotFiles:
                 uri=str(fields["uri"]),
                 replicas=tuple(SlotReplica(str(one["name"]), int(one["port"])) for one in fields["replicas"]),
                 ready=bool(fields["ready"]),
+                maxconn=int(fields.get("maxconn", 0)),
             )
         except FileNotFoundError:
             return None
@@ -86,7 +91,9 @@ class SlotFiles:
         """Where a replica finds what it is told."""
         return self._dir / endpoint / slot.value / f"{replica.name}.json"
 
-    def reserve(self, endpoint: str, slot: Slot, version: str, uri: str, count: int) -> SlotRecord:
+    def reserve(
+        self, endpoint: str, slot: Slot, version: str, uri: str, count: int, *, maxconn: int = 0
+    ) -> SlotRecord:
         """Write down a slot with `count` replicas on ports that nobody else holds, and return it.
 
         A slot that holds the same version keeps its replicas, their ports and its readiness as
@@ -96,10 +103,10 @@ class SlotFiles:
             held = self.read(endpoint, slot)
             if held is not None and (held.version, held.uri) == (version, uri):
                 kept = held.replicas[:count]
-                record = replace(held, replicas=kept)
+                record = replace(held, replicas=kept, maxconn=maxconn or held.maxconn)
             else:
                 kept = ()
-                record = SlotRecord(endpoint, slot, version, uri, ())
+                record = SlotRecord(endpoint, slot, version, uri, (), maxconn=maxconn)
             taken = {one.port for other in self.every() for one in other.replicas}
             fresh = self._free_ports(count - len(kept), taken)
             added = tuple(SlotReplica(f"replica-{endpoint}-{slot}-{port}", port) for port in fresh)

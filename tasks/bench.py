@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError
-from configs.loading import load_policy
+from configs.loading import load_endpoint
 from configs.policy import Policy
 from configs.settings import Settings
 from serving.journal import Journal
@@ -50,7 +50,7 @@ class Bench:
     def open(cls, endpoint: str, settings: Settings | None = None) -> Bench:
         """The bench of an endpoint by its name. Raises `configs.errors.ConfigError`."""
         settings = settings or Settings()
-        return cls(load_policy(settings.policy_path(endpoint)), settings)
+        return cls(load_endpoint(settings, endpoint), settings)
 
     @classmethod
     def rescue(cls, endpoint: str, settings: Settings) -> Bench:

@@ -10,11 +10,13 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from configs.environments import STAGING, policy_in
 from evals.canary import Look, replay
 from evals.looks import LatencyThresholds, StoredLook
 from serving.errors import ServingError
 from serving.records import LookRow, Stage
-from tasks.plots import CANDIDATE, CHAMPION, number_words, page, plain_axes, svg
+from tasks.load_run import budget_of
+from tasks.plots import BOUND, CANDIDATE, CHAMPION, INK, number_words, page, plain_axes, svg
 from tasks.release import Release
 from tasks.trail import plain_json
 
@@ -30,6 +32,10 @@ _EVIDENCE_TEXT = (
 _LATENCY_TEXT = (
     "Share of requests that took at most this long in the replica, over the whole ramp. The two versions "
     "carried different shares of the load; the tests compare them within each share."
+)
+_LOAD_TEXT = (
+    "What clients waited on the staging endpoint, from the moment that a request was due, at each rate that "
+    "was tried. Dotted: the budgets."
 )
 
 
@@ -96,26 +102,43 @@ def report(release: Release) -> str:
 
 
 def _plots(release: Release) -> list[tuple[str, str, str]]:
+    plots: list[tuple[str, str, str]] = []
+    load = _load_figure(release)
+    if load is not None:
+        plots.append(("What staging bore", svg(load), _LOAD_TEXT))
     stored, looks = replayed_looks(release)
     if not looks:
-        return []
-    plots = [
-        (
-            "The ramp and its evidence",
-            svg(_evidence_figure(release, stored, looks)),
-            _EVIDENCE_TEXT,
-        )
-    ]
+        return plots
+    plots.append(("The ramp and its evidence", svg(_evidence_figure(release, stored, looks)), _EVIDENCE_TEXT))
     latencies = _latency_figure(release)
     if latencies is not None:
-        plots.append(
-            (
-                "Service time of the two versions",
-                svg(latencies),
-                _LATENCY_TEXT,
-            )
-        )
+        plots.append(("Service time of the two versions", svg(latencies), _LATENCY_TEXT))
     return plots
+
+
+def _load_figure(release: Release) -> Figure | None:
+    """Latency by rate, with the budgets as lines; the expected rate was tried first."""
+    from matplotlib.figure import Figure
+
+    tried = [look.stats for look in release.bench.journal.looks(release.row.id, Stage.STAGE.value)]
+    if not tried:
+        return None
+    expected, steps = tried[0]["rate"], sorted(tried, key=lambda step: step["rate"])
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots()
+    budgets = budget_of(policy_in(release.bench.policy, STAGING)).model_dump()
+    for name, color in (("p50", INK), ("p95", CHAMPION), ("p99", CANDIDATE)):
+        points = [(step["rate"], step[name]) for step in steps if step[name] is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", color=color, label=name)
+        if budgets[name] is not None:
+            axes.axhline(budgets[name], color=color, linewidth=0.8, linestyle=":")
+    axes.axvline(expected, color=BOUND, linewidth=0.8, label="expected rate")
+    axes.set_yscale("log")
+    axes.set_xlabel("requests a second")
+    axes.set_ylabel("ms since due")
+    axes.legend(frameon=False, loc="upper left")
+    return plain_axes(figure)
 
 
 def _evidence_figure(release: Release, stored: list[LookRow], looks: list[Look]) -> Figure:

@@ -14,6 +14,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from configs.environments import STAGING
 from configs.settings import Settings
 from evals.verdict import Verdict
 from serving.errors import Fenced, Refused, ServingError, TransientError
@@ -27,6 +28,7 @@ from tasks.evaluation import evaluate_candidate
 from tasks.ramp import run_canary
 from tasks.release import Aborted, Release, open_release
 from tasks.shadowing import run_shadow
+from tasks.staging import run_staging, with_measured_limit
 
 __all__ = ["Ended", "Release", "Stopped"]
 
@@ -140,10 +142,22 @@ def evaluate(release: Release) -> Verdict:
     return _stage(release, Stage.EVALUATE, evaluate_candidate)
 
 
+def has_staging(release: Release) -> bool:
+    """Whether the policy wants every version to pass staging first."""
+    return STAGING in release.bench.policy.environments
+
+
+@task(name="stage", **_RETRIED)
+def stage(release: Release) -> Verdict:
+    """The version on the staging endpoint: a smoke test, then a load test."""
+    return _stage(release, Stage.STAGE, run_staging)
+
+
 @task(name="place", **_RETRIED)
 def place_candidate(release: Release) -> EndpointRow:
     """The candidate healthy in its slot, at zero share."""
     release.enter(Stage.STAGE)
+    release.bench.policy = with_measured_limit(release.bench.policy, release.row.verdicts)
     row = transitions.place(release.bench, release.row, first=release.first)
     endpoint = release.bench.endpoint
     if endpoint.capabilities.per_request_observations:

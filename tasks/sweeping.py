@@ -7,6 +7,7 @@ import logging
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from configs.environments import STAGING
 from configs.settings import Settings
 from serving.capture.segments import purge_segments
 from serving.endpoint import Slot
@@ -17,6 +18,7 @@ from tasks.bench import Bench
 from tasks.control import start_release
 from tasks.messenger import send_again
 from tasks.registry import CANDIDATE, CHAMPION
+from tasks.staging import clear, staging_of
 
 _LOG = logging.getLogger("interlock.sweep")
 _SWEEPER = "reconcile"
@@ -69,6 +71,7 @@ def sweep_endpoint(endpoint: str) -> list[str]:
     if release is None and not row.other_version and bench.endpoint.describe().versions.get(other):
         bench.endpoint.retire(other)
         said.append(f"{endpoint}: what an ended release had left in slot {other.value} is gone")
+    said += _clear_staging(bench)
     said += send_again(bench)
     for slot in Slot:
         # Writers delete what is too old; those that died cannot.
@@ -77,6 +80,14 @@ def sweep_endpoint(endpoint: str) -> list[str]:
             opened_before=now - bench.policy.capture.spool.max_age_s,
         )
     return said
+
+
+def _clear_staging(bench: Bench) -> list[str]:
+    """Take down a staging endpoint that a killed rehearsal left up."""
+    if STAGING not in bench.policy.environments:
+        return []
+    there = staging_of(bench)
+    return [f"{there.name}: taken down, nothing uses it"] if clear(there) else []
 
 
 @task(name="catch up", cache_policy=NO_CACHE)

@@ -69,6 +69,11 @@ def save_limits(settings: Settings, limits: EndpointLimits) -> None:
     write_private(path, json.dumps(asdict(limits), indent=1))
 
 
+def forget_limits(settings: Settings, endpoint: str) -> None:
+    """Let the gateway know nothing of an endpoint from the next rendering on: its paths are 404 then."""
+    (settings.gateway_dir / "endpoints" / f"{endpoint}.json").unlink(missing_ok=True)
+
+
 def known_limits(settings: Settings) -> list[EndpointLimits]:
     """Every endpoint that was ever rendered here, by name."""
     found: list[EndpointLimits] = []

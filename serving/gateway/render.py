@@ -80,6 +80,7 @@ _CONFIG_LOCK_WAIT_S = 60.0
 class _Server:
     name: str
     address: str
+    maxconn: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +215,10 @@ def _with_servers(settings: Settings, endpoints: list[EndpointLimits]) -> list[_
         for slot in Slot:
             record = records.get((one.name, slot))
             replicas = record.replicas if record else ()
-            servers[slot.value] = [_Server(each.name, f"{settings.host}:{each.port}") for each in replicas]
+            maxconn = (record.maxconn if record else 0) or one.concurrency
+            servers[slot.value] = [
+                _Server(each.name, f"{settings.host}:{each.port}", maxconn) for each in replicas
+            ]
         rendered.append(
             _Rendered(one.name, one.queue, one.concurrency, one.timeout_ms, one.retry_unanswered, servers)
         )

@@ -29,6 +29,7 @@ def test_keys_are_those_of_a_whole_policy() -> None:
         "labels": {},
         "canary": {"measures": {"ttft_ms": {}}, "quality": {}},
         "drill": {},
+        "load_test": {"rate_per_s": 1},
         "sagemaker": whole_sagemaker(),
         "vertex": vertex_content(),
         "serving": whole_serving(),
