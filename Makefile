@@ -18,7 +18,7 @@ LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --extra aws 
 PYTEST := $(BIN)/python -m pytest
 export DO_NOT_TRACK := 1
 
-.PHONY: help install lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-release reliability clean
+.PHONY: help install lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-release reliability drill drift-on-flights clean
 
 help: ## Print the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -75,6 +75,12 @@ bench-release: $(STAMP) ## A whole release without its bakes
 reliability: $(STAMP) ## Kill everything once under load; rewrites docs/reliability.md
 	$(BIN)/python -m benchmarks.reliability
 	$(BIN)/python -m benchmarks.reliability.harm
+
+drill: $(STAMP) ## Rehearse every fault once; rewrites its table in docs/reliability.md
+	$(BIN)/python -m benchmarks.reliability.drills
+
+drift-on-flights: $(STAMP) ## Drift on the flights' own seasons; rewrites docs/drift-on-flights.md
+	$(BIN)/python -m benchmarks.drift
 
 bench-decisions: $(STAMP) ## The evidence engine beside others
 	$(BIN)/python -m benchmarks.decisions

@@ -19,7 +19,7 @@ from typing import Any
 from configs.drill import Drill, Fault
 from configs.loading import load_policies
 from serving.endpoint import Slot
-from serving.errors import NotHealthy, Refused, ServingError
+from serving.errors import NotHealthy, Refused, ServingError, TransientError
 from serving.gateway.keys import Keys
 from serving.journal import Journal
 from serving.records import ReleaseRow, ReleaseState, Stage
@@ -136,6 +136,7 @@ def run_drill(bench: Bench, fault: Fault) -> DrillResult:
             bench,
             "critical",
             f"the drill of {fault} could not be run: {error}",
+            numbers={},
             next_step="interlock doctor",
             key=f"drill-{fault}",
         )
@@ -333,8 +334,17 @@ def _await(bench: Bench, condition: Callable[[], bool], wait_s: float, what: str
 
 def _waited(bench: Bench, condition: Callable[[], bool], wait_s: float) -> bool:
     deadline = bench.clock() + wait_s
-    while not condition():
+    while not _holds(condition):
         if bench.clock() > deadline:
             return False
         bench.sleep(_POLL_S)
     return True
+
+
+def _holds(condition: Callable[[], bool]) -> bool:
+    """What cannot be asked now (the gateway reloads, a database is busy) does not hold yet."""
+    try:
+        return condition()
+    except TransientError as error:
+        _LOG.info("asked again in a moment: %s", error)
+        return False

@@ -229,9 +229,17 @@ class Stand:
 
 
 class Traffic:
-    """Requests from a thread at a steady pace, with what came back: (time, status, version)."""
+    """Requests from a thread at a steady pace, with what came back: (time, status, version).
 
-    def __init__(self, url: str, key: str, *, per_s: float = 40) -> None:
+    `asked` has the gateway's id of each answered request and the sum that would have been right.
+    `columns` are what clients send; without "b" the schema is broken.
+    """
+
+    def __init__(
+        self, url: str, key: str, *, per_s: float = 40, columns: tuple[str, ...] = ("a", "b")
+    ) -> None:
+        self._columns = columns
+        self.asked: list[tuple[str, float]] = []
         self._url = url
         self._key = key
         self._pause_s = 1 / per_s
@@ -257,7 +265,7 @@ class Traffic:
             while not self._stopped.wait(self._pause_s):
                 number += 1
                 row = [(number % 100) / 100, (number % 37) / 37]
-                body = {"dataframe_split": {"columns": ["a", "b"], "data": [row]}}
+                body = {"dataframe_split": {"columns": self._columns, "data": [row[: len(self._columns)]]}}
                 at = time.time()
                 try:
                     reply = client.post(
@@ -266,6 +274,7 @@ class Traffic:
                         headers={"x-api-key": self._key, "x-user-id": f"user-{number % 20_000}"},
                     )
                     self.answers.append((at, reply.status_code, reply.headers.get("x-interlock-version", "")))
+                    self.asked.append((reply.headers.get("x-request-id", ""), sum(row)))
                 except httpx.HTTPError:
                     self.answers.append((at, 0, ""))
 
