@@ -18,7 +18,7 @@ LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --extra aws 
 PYTEST := $(BIN)/python -m pytest
 export DO_NOT_TRACK := 1
 
-.PHONY: help install lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-release reliability drill drift-on-flights clean
+.PHONY: help install lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-release bench-drift reliability drill drift-on-flights clean
 
 help: ## Print the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -81,6 +81,9 @@ drill: $(STAMP) ## Rehearse every fault once; rewrites its table in docs/reliabi
 
 drift-on-flights: $(STAMP) ## Drift on the flights' own seasons; rewrites docs/drift-on-flights.md
 	$(BIN)/python -m benchmarks.drift
+
+bench-drift: $(STAMP) ## A drift check on 1, 10 and 100 million captured rows: time and peak memory
+	$(BIN)/python -m benchmarks.drift.captures --evidently
 
 bench-decisions: $(STAMP) ## The evidence engine beside others
 	$(BIN)/python -m benchmarks.decisions

@@ -45,8 +45,8 @@ its own defaults saw the very same two samples.
 
 _RETRAINING = """
 "Retrained" is the log loss of the same recipe trained on the three months before. It is better in
-{better} of {months} months, by {gain:.4f} on average over all. What retraining brings is measured by labels, never
-by drift: a month may drift far and cost little.
+{better} of {months} months, by {gain:.4f} on average over all. What retraining brings is measured by
+labels, never by drift: a month may drift far and cost little.
 
 ## Months without real change
 

@@ -1,0 +1,113 @@
+"""How long a drift check takes, and how much memory, on 1, 10 and 100 million captured rows of 20 columns.
+
+    python -m benchmarks.drift.captures [--rows 1000000 ...] [--evidently] [--folder DIR]
+
+Writes Parquet captures as the compactor does, into a temporary folder that is deleted afterwards (1 kB a row
+in memory, far less on disk). Then one window with all of them is sampled and compared, in a process of
+its own whose peak memory is measured. `--evidently` loads the first million rows into a pandas frame
+and runs Evidently's preset on it instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+COLUMNS = 20
+HOURS = 24
+DAY = 1_795_305_600.0
+
+
+def write(folder: Path, rows: int) -> int:
+    """Captures of one day with `rows` requests of one row each; bytes on disk."""
+    import duckdb
+
+    with duckdb.connect() as database:
+        database.execute("SET threads = 2; SET memory_limit = '2GB'")
+        each = rows // HOURS
+        for hour in range(HOURS):
+            target = folder / "parquet" / f"hour=2026-11-22T{hour:02d}" / "part-bench.parquet"
+            target.parent.mkdir(parents=True)
+            since = DAY + hour * 3600
+            fields = ", ".join(f"\"c{n}\": ' || round(random() * 10, 3) || '" for n in range(COLUMNS - 1))
+            database.execute(
+                f"""COPY (SELECT {since} + 3599.0 * i / {each} AS time, 'r-{hour}-' || i AS request_id,
+                'bench' AS endpoint, '1' AS version, 'blue' AS slot, 'r' AS replica, 'acme' AS tenant,
+                'u' || (i % 9973) AS user, '/invocations' AS path, 'application/json' AS content_type,
+                200::SMALLINT AS status, 2.5::DOUBLE AS latency_ms, false AS replay,
+                '{{"dataframe_records": [{{{fields}, "k": "' || (i % 7) || '"}}]}}' AS inputs,
+                '{{"predictions": [' || round(random(), 4) || ']}}' AS outputs
+                FROM range({each}) t(i)) TO '{target}' (FORMAT parquet, COMPRESSION zstd)"""  # noqa: S608
+            )
+    return sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+
+
+def check(folder: Path) -> dict[str, float]:
+    """One window: counted, sampled in the scan, compared with another sample of it."""
+    from configs.drift import Drift
+    from evals.drift import compare
+    from serving.capture.reader import count_captures
+    from serving.capture.tables import sample_table
+
+    policy, began = Drift(), time.perf_counter()
+    count_captures(folder, since=DAY, until=DAY + 86_400)
+    reference, current = (
+        sample_table(folder, since=DAY, until=DAY + 86_400, requests=policy.sample_rows, seed=seed).frame
+        for seed in (1, 2)
+    )
+    scanned_s = time.perf_counter() - began
+    flagged = len(compare(policy, reference, current).flagged)
+    return {"scan_s": scanned_s, "total_s": time.perf_counter() - began, "flagged": flagged}
+
+
+def with_evidently(folder: Path) -> dict[str, float]:
+    """All rows as a pandas frame, and Evidently's preset on its two halves."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    from evidently import Report
+    from evidently.presets import DataDriftPreset
+
+    from serving.capture.tables import sample_table
+
+    began = time.perf_counter()
+    frame = sample_table(folder, since=DAY, until=DAY + 86_400, requests=10**9).frame
+    middle = len(frame) // 2
+    Report([DataDriftPreset()]).run(frame.iloc[middle:], frame.iloc[:middle])
+    return {"scan_s": 0.0, "total_s": time.perf_counter() - began, "flagged": 0}
+
+
+def main() -> int:
+    """Write, measure in a child, delete."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000, 10_000_000, 100_000_000])
+    parser.add_argument("--evidently", action="store_true", help="Plain Evidently on a pandas frame as well.")
+    parser.add_argument("--folder", type=Path, default=None, help="Where to write; some GB are needed.")
+    parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.measure:
+        found = (with_evidently if chosen.evidently else check)(Path(chosen.measure))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps(found | {"peak_mib": round(peak)}))
+        return 0
+    for rows in chosen.rows:
+        with tempfile.TemporaryDirectory(dir=chosen.folder, prefix="interlock-bench-drift-") as name:
+            size = write(Path(name), rows)
+            for extra in [[], ["--evidently"]] if chosen.evidently and rows <= 1_000_000 else [[]]:
+                command = [sys.executable, "-m", "benchmarks.drift.captures", "--measure", name, *extra]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                print(
+                    f"{rows:,} rows, {size / 1e9:.2f} GB, {extra or 'ours'}: {done.stdout.strip()}",
+                    flush=True,
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
