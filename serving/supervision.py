@@ -154,11 +154,14 @@ class Supervisor:
             self._tolerate((_NOT_RUNNING,), "supervisor.stopProcess", name, True)
             self._tolerate((_ALREADY_STARTED,), "supervisor.startProcess", name, False)
 
-    def remove(self, name: str) -> None:
-        """Stop a program, wait until it is gone, and forget it. A no-op for an unknown one."""
+    def remove(self, name: str, *, wait_s: float = _ANSWER_WAIT_S) -> None:
+        """Stop a program, wait until it is gone, and forget it. A no-op for an unknown one.
+
+        `wait_s` is the program's own `stop_wait_s`, where that is long.
+        """
         with self._lock():
             if self.is_running():
-                self._drop(name, wait_s=_ANSWER_WAIT_S)
+                self._drop(name, wait_s=wait_s)
             self._forget(name)
 
     def processes(self) -> dict[str, ProgramState]:

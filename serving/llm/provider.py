@@ -1,7 +1,7 @@
 """Asks a provider through the official `openai` client: connections, credentials, retries in a budget.
 
 OpenAI's own API, Anthropic's, Vertex AI's, Bedrock's and those of self-hosted servers all speak this
-protocol at some URL, so one client serves them all; docs/decisions/0017-llm-serving.md says why not
+protocol at some URL, so one client serves them all; docs/decisions/0019-llm-serving.md says why not
 a translating library.
 """
 

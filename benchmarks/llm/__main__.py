@@ -1,0 +1,149 @@
+"""`make bench-llm`: what gateway and capture cost a stream, beside vLLM itself.
+
+The two are measured in turn, round by round, so that a busy machine slows both alike; differences are
+medians over the rounds of the difference within a round. Streams are read as raw bytes: a client's
+parsing would weigh more than what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.llm.stand import NAME, Subject, both
+
+_TOKENS = 64
+_PROMPT = "Where is my parcel? It should have arrived two days ago. " * 4
+
+
+@dataclass(slots=True)
+class Round:
+    """One subject's streams of one round. Milliseconds; `tokens` of all streams in `seconds`."""
+
+    ttft: list[float] = field(default_factory=list)
+    itl: list[float] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+    failed: int = 0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Throughput."""
+        return self.tokens / self.seconds
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print; exit status 1 where a stream failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--streams", type=int, default=24, help="streams of one subject in a round")
+    parser.add_argument("--concurrency", type=int, default=2)
+    told = parser.parse_args(arguments)
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="bench-llm-") as folder, both(Path(folder)) as subjects:
+        rounds = asyncio.run(_measure(subjects, told.rounds, told.streams, told.concurrency))
+    console.print(_table(rounds))
+    console.print(
+        f"{told.rounds} rounds of {told.streams} streams, {told.concurrency} at a time, {_TOKENS} tokens each"
+    )
+    for words in _differences(*rounds.values()):
+        console.print(words)
+    return 1 if any(one.failed for found in rounds.values() for one in found) else 0
+
+
+async def _measure(
+    subjects: tuple[Subject, ...], rounds: int, streams: int, concurrency: int
+) -> dict[str, list[Round]]:
+    found: dict[str, list[Round]] = {one.name: [] for one in subjects}
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as session:
+        for number in range(rounds + 1):
+            for subject in subjects if number % 2 else subjects[::-1]:
+                measured = await _round(session, subject, streams, concurrency)
+                if number:  # the first warms both up
+                    found[subject.name].append(measured)
+    return found
+
+
+async def _round(session: aiohttp.ClientSession, subject: Subject, streams: int, concurrency: int) -> Round:
+    done = Round()
+    numbers = iter(range(streams))
+
+    async def in_turn() -> None:
+        for _ in numbers:
+            await _stream(session, subject, done)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(in_turn() for _ in range(concurrency)))
+    done.seconds = time.perf_counter() - began
+    return done
+
+
+async def _stream(session: aiohttp.ClientSession, subject: Subject, done: Round) -> None:
+    body = {
+        "model": NAME,
+        "messages": [{"role": "user", "content": _PROMPT}],
+        "max_tokens": _TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    headers = {"authorization": f"Bearer {subject.api_key}", "content-type": "application/json"}
+    began = time.perf_counter()
+    url = f"{subject.base_url}/chat/completions"
+    async with session.post(url, data=json.dumps(body), headers=headers) as reply:
+        last = 0.0
+        async for chunk in reply.content.iter_any():
+            now = time.perf_counter()
+            if b'"delta"' not in chunk:
+                continue
+            if last:
+                done.itl.append((now - last) * 1000)
+            else:
+                done.ttft.append((now - began) * 1000)
+            last = now
+        done.failed += reply.status != 200
+        done.tokens += _TOKENS
+
+
+def _table(rounds: dict[str, list[Round]]) -> Table:
+    table = Table("", "TTFT p50", "p99", "between tokens p50", "p99", "tokens/s", box=None, pad_edge=False)
+    for name, found in rounds.items():
+        ttft = [value for one in found for value in one.ttft]
+        itl = [value for one in found for value in one.itl]
+        rate = statistics.median(one.tokens_per_s for one in found)
+        table.add_row(
+            name, *(f"{_quantile(v, q):.2f} ms" for v in (ttft, itl) for q in (0.5, 0.99)), f"{rate:.0f}"
+        )
+    return table
+
+
+def _differences(direct: list[Round], ours: list[Round]) -> list[str]:
+    pairs = list(zip(direct, ours, strict=True))
+    ttft = statistics.median(_quantile(b.ttft, 0.5) - _quantile(a.ttft, 0.5) for a, b in pairs)
+    itl = statistics.median(_quantile(b.itl, 0.5) - _quantile(a.itl, 0.5) for a, b in pairs)
+    rate = statistics.median(1 - b.tokens_per_s / a.tokens_per_s for a, b in pairs)
+    return [
+        f"TTFT p50 {ttft:+.2f} ms (wanted: under +1 ms)",
+        f"between tokens p50 {itl:+.3f} ms",
+        f"throughput {-rate:+.1%} (wanted: not under -2%)",
+    ]
+
+
+def _quantile(values: list[float], q: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

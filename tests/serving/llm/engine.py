@@ -1,0 +1,127 @@
+"""vLLM's stand-in: takes the same options, loads the same middleware, streams words at a given pace.
+
+    python -m tests.serving.llm.engine --model DIR --served-model-name N --host H --port P --middleware M ...
+
+A prompt says what it does: `slow` waits 200 ms a word, `stop` counts as aborted when the client
+leaves, `fail` answers 500. The model's folder is its version: answers repeat its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+WORDS = 12
+
+
+class Engine:
+    def __init__(self, model: str, served_name: str) -> None:
+        self.model = Path(model).name
+        self.served_name = served_name
+        self.running = 0
+        self.aborted = 0
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] == "lifespan":
+            while True:
+                message = await receive()
+                await send({"type": f"{message['type']}.complete"})
+                if message["type"] == "lifespan.shutdown":
+                    return
+        path = scope["path"]
+        if path == "/health":
+            await self.reply(send, 200, {})
+        elif path == "/v1/models":
+            await self.reply(
+                send, 200, {"object": "list", "data": [{"id": self.served_name, "object": "model"}]}
+            )
+        elif path == "/metrics":
+            lines = (
+                f'vllm:num_requests_running{{engine="0"}} {float(self.running)}',
+                'vllm:num_requests_waiting{engine="0"} 0.0',
+                'vllm:kv_cache_usage_perc{engine="0"} 0.25',
+                f"test:aborted {self.aborted}",
+            )
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": "\n".join(lines).encode() + b"\n"})
+        elif path in ("/v1/chat/completions", "/v1/completions"):
+            self.running += 1
+            try:
+                await self.complete(path, receive, send)
+            finally:
+                self.running -= 1
+        else:
+            await self.reply(send, 404, {"error": {"message": "Not Found", "code": 404}})
+
+    async def complete(self, path: str, receive, send) -> None:
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        asked: dict[str, Any] = json.loads(body)
+        text = json.dumps(asked.get("messages") or asked.get("prompt"))
+        if "fail" in text:
+            await self.reply(send, 500, {"error": {"message": "failed", "code": 500}})
+            return
+        pause_s = 0.2 if "slow" in text else 0.01
+        usage = {"prompt_tokens": len(text.split()), "completion_tokens": WORDS}
+        if not asked.get("stream"):
+            await asyncio.sleep(pause_s)
+            message = {"role": "assistant", "content": f"{self.model} " * WORDS}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            whole = {"id": "x", "model": self.served_name, "choices": [choice], "usage": usage}
+            await self.reply(send, 200, whole)
+            return
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        gone = asyncio.ensure_future(receive())
+        for word in range(WORDS):
+            done, _ = await asyncio.wait({gone}, timeout=pause_s)
+            if done:
+                self.aborted += 1
+                return
+            last = word == WORDS - 1
+            choice = {
+                "index": 0,
+                "delta": {"content": f"{self.model} "},
+                "finish_reason": "stop" if last else None,
+            }
+            await self.event(send, {"id": "x", "model": self.served_name, "choices": [choice]})
+        if (asked.get("stream_options") or {}).get("include_usage"):
+            await self.event(send, {"id": "x", "model": self.served_name, "choices": [], "usage": usage})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        gone.cancel()
+
+    @staticmethod
+    async def event(send, document: dict) -> None:
+        body = b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    @staticmethod
+    async def reply(send, status: int, document: dict) -> None:
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps(document).encode()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("model", "served-model-name", "host", "port", "middleware"):
+        parser.add_argument(f"--{name}")
+    told, _ = parser.parse_known_args()
+    module, _, name = told.middleware.rpartition(".")
+    app = getattr(importlib.import_module(module), name)(Engine(told.model, told.served_model_name))
+    uvicorn.run(app, host=told.host, port=int(told.port), log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

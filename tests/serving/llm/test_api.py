@@ -1,0 +1,144 @@
+"""An API-hosted replica against a provider on the loopback: passed on, mapped, retried in a budget."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import uvicorn
+
+from configs.serving_runtime import Api
+from serving.llm.api_app import ApiApp
+from serving.llm.errors import NotServable
+from serving.llm.provider import ProviderClient, RetryBudget, key_of
+from tests.serving.gateway.lab import free_port
+from tests.serving.llm.engine import Engine
+
+KEY = "a provider's key"
+
+
+class Provider:
+    """The stand-in engine behind a key check; `refusals` are statuses of the next answers."""
+
+    def __init__(self) -> None:
+        self.engine = Engine("gpt-x", "gpt-x")
+        self.refusals: list[int] = []
+        self.asked = 0
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] == "http":
+            self.asked += 1
+            keys = dict(scope["headers"])
+            status = self.refusals.pop(0) if self.refusals else 0
+            status = status or (0 if keys[b"authorization"] == f"Bearer {KEY}".encode() else 401)
+            if status:
+                await Engine.reply(send, status, {"error": {"message": "no: account 4711", "code": status}})
+                return
+        await self.engine(scope, receive, send)
+
+
+def with_provider(test: Callable[[Provider, ApiApp], Awaitable[None]], **api: Any) -> None:
+    async def run() -> None:
+        provider, port = Provider(), free_port()
+        server = uvicorn.Server(uvicorn.Config(provider, port=port, log_level="error", lifespan="off"))
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        told = Api(provider="compatible", base_url=f"http://127.0.0.1:{port}/v1", **api)
+        client = ProviderClient(told, KEY)
+        try:
+            await test(provider, ApiApp(client.ask, served_name="chat", model="gpt-x"))
+        finally:
+            await client.close()
+            server.should_exit = True
+            await serving
+
+    asyncio.run(run())
+
+
+async def ask(app: ApiApp, prompt: str, **more: Any) -> tuple[int, bytes, dict[bytes, bytes]]:
+    body = json.dumps({"model": "chat", "prompt": prompt, **more}).encode()
+    told: list[dict] = [{"type": "http.request", "body": body, "more_body": False}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return told.pop() if told else await asyncio.sleep(3600)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app({"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}, receive, send)
+    start, *parts = sent
+    return start["status"], b"".join(part.get("body", b"") for part in parts), dict(start["headers"])
+
+
+def test_answers_pass_under_the_endpoints_name() -> None:
+    async def test(provider: Provider, app: ApiApp) -> None:
+        status, body, _ = await ask(app, "hello")
+        assert status == 200
+        assert json.loads(body)["model"] == "chat"
+        assert "gpt-x" in json.loads(body)["choices"][0]["message"]["content"]
+        status, body, headers = await ask(app, "hello", stream=True)
+        events = [line for line in body.split(b"\n\n") if line]
+        assert headers[b"content-type"].startswith(b"text/event-stream")
+        assert json.loads(events[0][6:])["model"] == "chat"
+        assert events[-1] == b"data: [DONE]"
+
+    with_provider(test)
+
+
+def test_only_refusals_are_tried_again() -> None:
+    async def test(provider: Provider, app: ApiApp) -> None:
+        provider.refusals = [503]
+        assert (await ask(app, "hello"))[0] == 200
+        assert provider.asked == 2
+        assert (await ask(app, "fail"))[0] == 502  # its 500 may have cost money already
+        assert provider.asked == 3
+
+    with_provider(test)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [(401, 502), (404, 502), (429, 429), (500, 502), (529, 503), (400, 400)]
+)
+def test_a_providers_errors_are_ours_or_the_clients(theirs: int, ours: int) -> None:
+    async def test(provider: Provider, app: ApiApp) -> None:
+        provider.refusals = [theirs]
+        status, body, headers = await ask(app, "hello")
+        assert status == ours
+        assert json.loads(body)["error"]["message"]
+        assert (b"4711" in body) == (theirs == 400), "the account's words are for nobody else"
+        assert (b"retry-after" in headers) == (ours in (429, 503))
+
+    with_provider(test, retries=0)
+
+
+def test_a_provider_that_is_not_there_is_a_bad_gateway() -> None:
+    async def run() -> None:
+        client = ProviderClient(
+            Api(provider="compatible", base_url=f"http://127.0.0.1:{free_port()}/v1"), KEY
+        )
+        app = ApiApp(client.ask, served_name="chat", model="m")
+        assert (await ask(app, "hello"))[0] == 502
+        await client.close()
+
+    asyncio.run(run())
+
+
+def test_the_budget_bounds_retries() -> None:
+    budget = RetryBudget(0.1)
+    taken = 0
+    for _ in range(100):
+        budget.earn()
+        taken += budget.take()
+    assert 10 <= taken <= 14
+    assert not RetryBudget(0.0).take()
+
+
+def test_a_missing_key_says_which_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    with pytest.raises(NotServable, match="ANTHROPIC_API_KEY, which is not set"):
+        key_of(Api(provider="anthropic"))

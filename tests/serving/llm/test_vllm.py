@@ -1,0 +1,177 @@
+"""Real vLLM on the CPU behind the real gateway: started, streamed, measured, split; parity with itself.
+
+float32: with bfloat16 vLLM uses AMX where the processor claims it, and dies on virtual machines that
+forbid it. Needs `make vllm-env` (a minute), without which it is skipped. Two engines: some two minutes on a
+quiet machine with two cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from examples.support_bot.models import VLLM_PYTHON, make_weights
+from serving.endpoint import Slot
+from tests.serving.gateway.lab import Lab, eventually, lab_settings
+from tests.serving.llm.conftest import NAME, Chat
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="no .venv-vllm: make vllm-env"),
+]
+
+POLICY: dict[str, Any] = {
+    "serving": {
+        "runtime": "vllm",
+        "vllm": {
+            "device": "cpu",
+            "dtype": "float32",
+            "max_length": 256,
+            "kv_cache_gib": 1,
+            "options": {"enforce-eager": True, "enable-auto-tool-choice": True, "tool-call-parser": "hermes"},
+        },
+        "price": {"replica_per_hour": 3.6, "tokens_per_s": 100},
+    },
+    "replicas": {"start_timeout_s": 500, "request_timeout_s": 120, "concurrency": 16},
+}
+ASKED: dict[str, Any] = {
+    "model": NAME,
+    "messages": [{"role": "user", "content": "Where is my parcel?"}],
+    "max_tokens": 12,
+    "temperature": 0,
+}
+TOOL = {"type": "function", "function": {"name": "find", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
+    lab = Lab(lab_settings(tmp_path_factory.mktemp("vllm")))
+    try:
+        lab.up()
+        endpoint = lab.endpoint(NAME, **POLICY)
+        for slot, version in ((Slot.BLUE, "1"), (Slot.GREEN, "2")):
+            folder = lab.settings.state / "models" / f"m-{version}"
+            make_weights(folder / "artifacts" / "weights", int(version))
+            (folder / "MLmodel").write_text("metadata: {}\n")
+            endpoint.deploy(slot, version, uri=f"models:/m-{version}")
+        endpoint.apply(lab.route(NAME, candidate="2"))
+        url = f"http://127.0.0.1:{lab.settings.gateway_port}/{NAME}/v1"
+        with openai.OpenAI(base_url=url, api_key=lab.key, max_retries=0, timeout=120) as client:
+            yield Chat(lab, endpoint, client)
+    finally:
+        lab.down()
+
+
+def direct_url(chat: Chat) -> str:
+    """The default version's vLLM itself."""
+    return f"http://{chat.endpoint.describe().replicas[Slot.BLUE][0].address}/v1"
+
+
+def plain(document: Any) -> Any:
+    """An answer without what differs between two of the same: ids and times."""
+    if isinstance(document, dict):
+        dropped = {"id", "created", "system_fingerprint", "prompt_token_ids", "token_ids"}
+        return {name: plain(value) for name, value in document.items() if name not in dropped}
+    return [plain(one) for one in document] if isinstance(document, list) else document
+
+
+def outcomes(client: openai.OpenAI) -> dict[str, Any]:
+    """What the official client sees of everything that it may ask."""
+
+    def tried(call: Any) -> Any:
+        try:
+            found = call()
+        except openai.APIStatusError as error:
+            return type(error).__name__, error.status_code, plain(error.body)
+        if isinstance(found, openai.Stream):
+            return [plain(chunk.model_dump()) for chunk in found]
+        return plain(found.model_dump())
+
+    chat, completions = client.chat.completions, client.completions
+    usage = {"include_usage": True}
+    return {
+        "models": [model.id for model in client.models.list()],
+        "chat": tried(lambda: chat.create(**ASKED)),
+        "stream": tried(lambda: chat.create(**ASKED, stream=True)),
+        "stream with usage": tried(lambda: chat.create(**ASKED, stream=True, stream_options=usage)),
+        "text": tried(lambda: completions.create(model=NAME, prompt="Hello", max_tokens=5, temperature=0)),
+        "text stream": tried(
+            lambda: completions.create(model=NAME, prompt="Hello", max_tokens=5, temperature=0, stream=True)
+        ),
+        "tools": tried(lambda: chat.create(**ASKED, tools=[TOOL], tool_choice="auto")),
+        "several": tried(lambda: chat.create(**ASKED, n=2)),
+        "unknown model": tried(lambda: chat.create(**{**ASKED, "model": "nobody"})),
+        "bad type": tried(lambda: chat.create(**{**ASKED, "temperature": "hot"})),
+        "out of range": tried(lambda: chat.create(**{**ASKED, "top_p": 7})),
+        "too long": tried(lambda: chat.create(**{**ASKED, "max_tokens": 100_000})),
+        "no messages": tried(lambda: chat.create(**{**ASKED, "messages": []})),
+        "bad stream": tried(lambda: chat.create(**{**ASKED, "temperature": "hot"}, stream=True)),
+    }
+
+
+def test_the_gateway_behaves_as_vllm_itself(real: Chat) -> None:
+    with openai.OpenAI(base_url=direct_url(real), api_key="none", max_retries=0, timeout=120) as direct:
+        theirs = outcomes(direct)
+    ours = outcomes(real.client)
+    assert ours == theirs
+    assert ours["chat"]["usage"]["completion_tokens"] > 0
+    assert ours["unknown model"][:2] == ("NotFoundError", 404)
+    assert ours["bad type"][:2] == ("BadRequestError", 400)
+
+
+def test_the_asynchronous_client_streams_too(real: Chat) -> None:
+    async def run() -> tuple[str, str]:
+        texts = []
+        for url, key in ((str(real.client.base_url), real.lab.key), (direct_url(real), "none")):
+            async with openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=120) as client:
+                stream = await client.chat.completions.create(**ASKED, stream=True)
+                texts.append("".join([chunk.choices[0].delta.content or "" async for chunk in stream]))
+        return texts[0], texts[1]
+
+    ours, theirs = asyncio.run(run())
+    assert ours == theirs != ""
+
+
+def test_requests_are_measured_and_split(real: Chat) -> None:
+    cursor = real.endpoint.observations(None).cursor
+    texts = {}
+    for share_bp, version in ((0, "1"), (10_000, "2")):
+        real.route(share_bp=share_bp)
+        stream = real.client.chat.completions.create(**ASKED, stream=True)
+        texts[version] = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert texts["1"] != texts["2"]
+    eventually(lambda: len(real.endpoint.observations(cursor).frame) == 2)
+    frame = real.endpoint.observations(cursor).frame
+    assert frame["version"].tolist() == ["1", "2"]
+    assert (frame["ttft_ms"] > 0).all()
+    assert (frame["itl_ms"] > 0).all()
+    assert (frame["tokens_in"] > 5).all()
+    assert (frame["tokens_out"] <= 12).all()
+    assert (frame["cost_usd"] == frame["tokens_out"] * 1e-5).all()
+    assert all(len(found) == 1 for found in real.endpoint.engines().values())
+
+
+def test_a_stream_survives_the_rollback_of_its_version(real: Chat) -> None:
+    real.route(share_bp=10_000)
+    asked = {**ASKED, "max_tokens": 200, "extra_body": {"ignore_eos": True}}
+    stream = iter(real.client.chat.completions.create(**asked, stream=True))
+    next(stream)
+    real.route()
+    chunks = list(stream)
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_a_client_that_leaves_stops_vllm(real: Chat) -> None:
+    real.route()
+    asked = {**ASKED, "max_tokens": 200, "extra_body": {"ignore_eos": True}}
+    stream = real.client.chat.completions.create(**asked, stream=True)
+    next(iter(stream))
+    stream.close()
+    eventually(lambda: real.metric(Slot.BLUE, "vllm:num_requests_running") == 0, 60)
+    aborted = real.metric(Slot.BLUE, 'vllm:request_success_total{engine="0",finished_reason="abort"')
+    assert aborted >= 1
