@@ -15,6 +15,7 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 from serving.atomic import write_private
 from serving.direct import DirectClient
@@ -115,14 +116,31 @@ class Launcher:
 
     def _end(self) -> None:
         engine = self._engine
-        if engine is None or engine.poll() is not None:
+        if engine is None:
             return
-        engine.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            engine.wait(_END_WAIT_S)
-            return
-        engine.kill()
-        engine.wait()
+        if engine.poll() is None:
+            engine.terminate()
+            try:
+                engine.wait(_END_WAIT_S)
+            except subprocess.TimeoutExpired:
+                engine.kill()
+                engine.wait()
+        _kill_group()
+
+
+def _kill_group() -> None:
+    """End what vLLM left of itself: its engine is a process of its own, which outlives a killed server.
+
+    Only where this process leads its group, as under supervisord: a group of somebody else's is not ours.
+    """
+    own = os.getpid()
+    if os.getpgrp() != own:
+        return
+    for folder in Path("/proc").glob("[0-9]*"):
+        number = int(folder.name)
+        with contextlib.suppress(OSError):
+            if number != own and os.getpgid(number) == own:
+                os.kill(number, signal.SIGKILL)
 
 
 def capture_document(spec: LlmSpec) -> dict[str, object]:
