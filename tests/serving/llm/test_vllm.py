@@ -31,7 +31,7 @@ POLICY: dict[str, Any] = {
         "vllm": {
             "device": "cpu",
             "dtype": "float32",
-            "max_length": 256,
+            "max_length": 2048,
             "kv_cache_gib": 1,
             "options": {"enforce-eager": True, "enable-auto-tool-choice": True, "tool-call-parser": "hermes"},
         },
@@ -167,11 +167,13 @@ def test_a_stream_survives_the_rollback_of_its_version(real: Chat) -> None:
 
 
 def test_a_client_that_leaves_stops_vllm(real: Chat) -> None:
+    """Told by the tokens that were generated: vLLM counts no aborted request as ended."""
     real.route()
-    asked = {**ASKED, "max_tokens": 200, "extra_body": {"ignore_eos": True}}
+    before = real.metric(Slot.BLUE, "vllm:generation_tokens_total")
+    asked = {**ASKED, "max_tokens": 1900, "extra_body": {"ignore_eos": True}}
     stream = real.client.chat.completions.create(**asked, stream=True)
     next(iter(stream))
     stream.close()
-    eventually(lambda: real.metric(Slot.BLUE, "vllm:num_requests_running") == 0, 60)
-    aborted = real.metric(Slot.BLUE, 'vllm:request_success_total{engine="0",finished_reason="abort"')
-    assert aborted >= 1
+    real.client.chat.completions.create(**ASKED)  # its steps bring the gauges up to date
+    eventually(lambda: real.metric(Slot.BLUE, "vllm:num_requests_running") == 0, 300)
+    assert real.metric(Slot.BLUE, "vllm:generation_tokens_total") - before < 1900
