@@ -21,6 +21,7 @@ from configs.labels import Labels
 from configs.load_test import LoadTest
 from configs.measures import Measure, MeasureName, Quality
 from configs.notify import Notify
+from configs.prompts import Prompt
 from configs.retention import Retention
 from configs.sagemaker import SageMaker
 from configs.section import LatencyBudget, Name, Probability, Section
@@ -215,6 +216,11 @@ class Policy(Section):
     )
     sagemaker: SageMaker | None = Field(default=None, description="Where `platform` is sagemaker.")
     vertex: Vertex | None = Field(default=None, description="Where `platform` is vertex.")
+    prompt: Prompt | None = Field(
+        default=None,
+        description="The prompt that the model answers under, released like the model. Refused at a release "
+        "for now: no platform puts it before a model yet.",
+    )
     assign_by: Literal["user", "request"] = Field(
         default="user", description="What is randomised, hence the unit of evidence."
     )

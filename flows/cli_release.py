@@ -14,7 +14,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def release(
     endpoint: Endpoint,
-    version: Annotated[int, typer.Argument(help="Version of the policy's registered model.", min=1)],
+    version: Annotated[
+        str, typer.Argument(help="Version of the model: 3; with a prompt 3+p2, or p2 to keep the model.")
+    ],
     wait: Annotated[
         bool, typer.Option("--wait", help="Follow it; the exit status says how it ended.")
     ] = False,
@@ -30,13 +32,18 @@ def release(
         raise typer.BadParameter("--again needs --reason: say why a rejected version may try again")
     from configs.loading import load_settings
     from flows.cli_output import print_json_line
-    from tasks.control import start_release
+    from tasks.control import is_version, start_release
 
+    if not is_version(version):
+        raise typer.BadParameter(
+            f"{version!r} is no version: write 3, 3+p2 (model and prompt) or p2 (prompt)"
+        )
     settings = load_settings()
     url = start_release(settings, endpoint, version, again=again, reason=reason)
     if not wait:
         if as_json:
-            print_json_line({"endpoint": endpoint, "version": version, "flow_run_url": url})
+            shown = int(version) if version.isdecimal() else version
+            print_json_line({"endpoint": endpoint, "version": shown, "flow_run_url": url})
         else:
             typer.echo(f"{endpoint} v{version}: {url}\nFollow it: interlock status {endpoint} --watch")
         return
@@ -108,7 +115,7 @@ def history(
             typer.echo(wrapped(row["reason"], indent=4))
 
 
-def _follow(endpoint: str, version: int, url: str, *, as_json: bool) -> dict[str, Any]:
+def _follow(endpoint: str, version: str, url: str, *, as_json: bool) -> dict[str, Any]:
     """Show a release run until it is over: JSON lines, a live line on a terminal, else a line a change."""
     from configs.loading import load_settings
     from flows.cli_output import print_json_line

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 
 from tasks.endings import named_state
 from tasks.stages import (
@@ -18,6 +19,7 @@ from tasks.stages import (
     Stopped,
     approval_comes_first,
     approve,
+    asked_version,
     canary,
     claim,
     close,
@@ -34,18 +36,28 @@ from tasks.stages import (
 )
 
 
-@flow(name="release", flow_run_name="{endpoint} v{version}", log_prints=False)
-def release_model(endpoint: str, version: int, again: bool = False, reason: str = "") -> State:
+def _run_name() -> str:
+    """`support v3+p2`, or `support p2` where only the prompt was asked for."""
+    given = flow_run.get_parameters()
+    asked = asked_version(given["version"], given["prompt"])
+    return f"{given['endpoint']} {'' if asked.startswith('p') else 'v'}{asked}"
+
+
+@flow(name="release", flow_run_name=_run_name, log_prints=False)
+def release_model(
+    endpoint: str, version: int = 0, again: bool = False, reason: str = "", prompt: int = 0
+) -> State:
     """Release a registered model version onto an endpoint.
 
     Args:
         endpoint: Name of the endpoint, as in its policy file.
-        version: Version of the policy's registered model.
+        version: Version of the policy's registered model; 0 keeps the champion's.
         again: Release a version that was rejected or rolled back before; needs a reason.
         reason: Why, for the trail.
+        prompt: Version of the policy's registered prompt; 0 keeps the champion's.
     """
     try:
-        release = claim(endpoint, str(version), again=again, reason=reason)
+        release = claim(endpoint, asked_version(version, prompt), again=again, reason=reason)
     except Stopped as stopped:
         return named_state(stopped.name, stopped.message)
     with release:

@@ -11,15 +11,22 @@ from configs.errors import ConfigError
 from configs.loading import load_endpoint
 from configs.policy import Policy
 from configs.settings import Settings
+from serving.errors import SetupError
 from serving.journal import Journal
 from serving.records import EndpointRow
 from tasks.messenger import Messenger
 from tasks.platforms import open_endpoint
+from tasks.prompt_registry import PairRegistry
 from tasks.registry import Registry
 from tasks.runs import Runs
 
 if TYPE_CHECKING:
     from serving.endpoint import Endpoint
+
+
+def registry_of(policy: Policy, settings: Settings) -> Registry:
+    """The registry of the policy's versions: of models, or of pairs of model and prompt."""
+    return PairRegistry(settings, policy.prompt.name) if policy.prompt else Registry(settings)
 
 
 class Bench:
@@ -41,7 +48,7 @@ class Bench:
         self.settings = settings
         self.clock = clock
         self.sleep = sleep
-        self.registry = registry or Registry(settings)
+        self.registry = registry or registry_of(policy, settings)
         self.runs = runs or Runs(settings.mlflow_url)
         self.messenger = messenger or Messenger(settings, clock)
         self._endpoint = endpoint
@@ -86,6 +93,11 @@ class Bench:
         """The platform's endpoint: `platform:` of the policy decides which."""
         if self._endpoint is not None:
             return self._endpoint
+        if self.policy.prompt is not None:
+            raise SetupError(
+                f"{self.name}: the policy has a prompt, but no platform puts it before a model yet; a "
+                "release of it would prove nothing. Next: take `prompt` out of the policy"
+            )
         return open_endpoint(self.policy, self.settings, clock=self.clock, sleep=self.sleep)
 
     def row(self) -> EndpointRow:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from configs.settings import Settings
 from serving.errors import Refused
+from serving.versions import Pair
 from tasks import rolling_back, waiting
 from tasks.bench import Bench
 from tasks.rest import prefect_api
@@ -19,13 +20,15 @@ RELEASE_DEPLOYMENT = "release/release"
 
 
 def start_release(
-    settings: Settings, endpoint: str, version: int, *, again: bool = False, reason: str = ""
+    settings: Settings, endpoint: str, version: str | int, *, again: bool = False, reason: str = ""
 ) -> str:
     """Create a flow run of the release deployment. Returns the flow run's page.
 
-    Raises `Refused` with the running release's link where one is already being run.
+    A version is `3`, or with a prompt `3+p2` (both) or `p2` (the champion's model stays). Raises
+    `Refused` with the running release's link where one is already being run.
     """
     bench = Bench.open(endpoint, settings)
+    pair = _pair(version)
     running = bench.journal.open_release(endpoint)
     if running is not None and running.owner and running.owner_until >= bench.clock():
         raise Refused(
@@ -38,7 +41,9 @@ def start_release(
     deployment = prefect.call("GET", f"/deployments/name/{RELEASE_DEPLOYMENT}", missing_ok=True)
     if deployment is None:
         raise Refused(f"Prefect has no deployment {RELEASE_DEPLOYMENT}. Next: interlock up (it registers it)")
-    parameters = {"endpoint": endpoint, "version": int(version), "again": again, "reason": reason}
+    parameters = {"endpoint": endpoint, "version": int(pair.model or 0), "again": again, "reason": reason}
+    if pair.prompt:
+        parameters["prompt"] = int(pair.prompt)
     body = {"parameters": parameters, "idempotency_key": str(uuid.uuid4())}
     run = prefect.call("POST", f"/deployments/{deployment['id']}/create_flow_run", body, repeatable=True)
     return _flow_run_page(settings, run["id"])
@@ -59,7 +64,7 @@ def resume(settings: Settings, endpoint: str) -> str:
         return _ask(settings, endpoint, "", "goes on")
     waiting.refuse_second_run(settings, release)
     bench.journal.ask(release.id, "")
-    return f"resumed: {start_release(settings, endpoint, int(release.version), reason='resumed')}"
+    return f"resumed: {start_release(settings, endpoint, release.version, reason='resumed')}"
 
 
 def abort(settings: Settings, endpoint: str, *, who: str) -> str:
@@ -84,6 +89,22 @@ def watch(settings: Settings, endpoint: str, *, run_s: float) -> Iterator[WatchR
     from tasks.watching import watch as watch_benches
 
     return watch_benches([Bench.open(endpoint, settings)], run_s=run_s)
+
+
+def is_version(text: str) -> bool:
+    """Whether a text names a version: `3`, `3+p2` or `p2`."""
+    try:
+        Pair.read(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _pair(version: str | int) -> Pair:
+    try:
+        return Pair.read(str(version))
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 def _ask(settings: Settings, endpoint: str, request: str, effect: str) -> str:

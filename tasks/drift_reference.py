@@ -15,6 +15,7 @@ from serving.capture.reader import count_captures
 from serving.capture.tables import sample_table
 from serving.errors import ServingError, SetupError
 from serving.table_files import sample_file
+from serving.versions import model_uri
 from tasks.bench import Bench
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _scored(bench: Bench, version: str, frame: pd.DataFrame) -> tuple[pd.DataFra
     import pandas as pd
 
     try:
-        model = bench.runs.load_model(f"models:/{bench.policy.model}/{version}")
+        model = bench.runs.load_model(model_uri(bench.policy.model, version))
         parts = [
             _answers(model.predict(frame.iloc[start : start + _BATCH_ROWS]))
             for start in range(0, len(frame), _BATCH_ROWS)

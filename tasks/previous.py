@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from serving.endpoint import REFUSALS, Exchange, Slot
 from serving.errors import Refused, ServingError
 from serving.records import EndpointRow
+from serving.versions import model_uri
 from tasks import changes
 from tasks.bench import Bench
 from tasks.registry import PREVIOUS
@@ -77,7 +78,7 @@ def warm_previous(bench: Bench, row: EndpointRow) -> Warmed:
             f"{bench.name}: no previous version is known. Next: interlock release {bench.name} VERSION"
         )
     began = bench.clock()
-    bench.endpoint.deploy(slot, previous, uri=f"models:/{bench.policy.model}/{previous}")
+    bench.endpoint.deploy(slot, previous, uri=model_uri(bench.policy.model, previous))
     now = bench.clock()
     bench.journal.change(
         bench.name,

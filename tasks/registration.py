@@ -22,7 +22,10 @@ from serving.secret_files import Secret, read_or_create
 from serving.stack import PROJECT_DIR, prefect_environment
 from tasks.rest import ServerUnavailable, mlflow_api, prefect_api
 
-WEBHOOK_EVENTS = ({"entity": "MODEL_VERSION_ALIAS", "action": "CREATED"},)
+WEBHOOK_EVENTS = (
+    {"entity": "MODEL_VERSION_ALIAS", "action": "CREATED"},
+    {"entity": "PROMPT_ALIAS", "action": "CREATED"},
+)
 HEARTBEAT_LOST_S = 90
 _ZOMBIE_AUTOMATION = "interlock release fell silent"
 _DEPLOY_WAIT_S = 180

@@ -15,6 +15,7 @@ import numpy as np
 from configs.evaluation import Evaluation
 from evals.budgets import calls_wanted, champion_is_timed
 from serving.errors import SetupError
+from serving.versions import model_uri
 from tasks.bench import Bench
 from tasks.held_out import HeldOut, policy_of
 
@@ -58,7 +59,7 @@ def champion_answers(
     none = np.zeros(0)
     if cached.exists() and not timed:
         return np.load(cached, allow_pickle=False), none
-    model = bench.runs.load_model(f"models:/{bench.policy.model}/{version}")
+    model = bench.runs.load_model(model_uri(bench.policy.model, version))
     inputs = _inputs(policy, model, held_out.rows)
     try:
         known = cached.exists()

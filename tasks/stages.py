@@ -19,12 +19,14 @@ from configs.settings import Settings
 from evals.verdict import Verdict
 from serving.errors import Fenced, Refused, ServingError, TransientError
 from serving.records import EndpointRow, ReleaseState, Stage
+from serving.versions import Pair
 from tasks import notices, rolling_back, transitions, waiting
 from tasks.approving import ask_approval
 from tasks.bench import Bench
 from tasks.changes import PROMOTE
 from tasks.documents import write_documents
 from tasks.evaluation import evaluate_candidate
+from tasks.prompt_registry import subject
 from tasks.ramp import run_canary
 from tasks.release import Aborted, Release, open_release
 from tasks.shadowing import run_shadow
@@ -86,6 +88,11 @@ _RETRIED: dict[str, Any] = {
 }
 
 
+def asked_version(model: int, prompt: int) -> str:
+    """What a flow run was asked to release: `3`, `3+p2`, or `p2` where the model stays."""
+    return str(Pair(str(model or ""), str(prompt or "")))
+
+
 def claim(endpoint: str, version: str, *, again: bool, reason: str) -> Release:
     """Become the owner of the release, or raise `Stopped` where that is refused."""
     try:
@@ -103,10 +110,16 @@ def _claim(endpoint: str, version: str, again: bool, reason: str, owner: str) ->
     """A refusal is an answer, returned: raised, Prefect would log it as a stack trace."""
     bench = Bench.open(endpoint)
     pending = bench.row().intent
-    if pending is not None:
-        row = transitions.finish(bench)
-        if pending["kind"] == PROMOTE and row.champion == version:
-            return Stopped("Promoted", f"an earlier run had decided it: {pending['reason']}")
+    row = transitions.finish(bench) if pending is not None else bench.row()
+    try:
+        prompt = bench.policy.prompt.name if bench.policy.prompt else None
+        version = subject(
+            bench.registry, model=bench.policy.model, prompt=prompt, asked=version, champion=row.champion
+        )
+    except Refused as refused:
+        return Stopped.by(refused)
+    if pending is not None and pending["kind"] == PROMOTE and row.champion == version:
+        return Stopped("Promoted", f"an earlier run had decided it: {pending['reason']}")
     notices.free_dead_owner(bench)
     waits = bench.journal.open_release(endpoint)
     try:

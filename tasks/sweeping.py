@@ -101,7 +101,7 @@ def start_missed_release(endpoint: str) -> list[str]:
         return []  # it was tried: only a person starts it again
     if not _seen_before(bench, version):
         return []  # its event is probably on its way; the next sweep acts
-    url = start_release(bench.settings, endpoint, int(version), reason="alias candidate found by the sweep")
+    url = start_release(bench.settings, endpoint, version, reason="alias candidate found by the sweep")
     return [f"{endpoint}: started the release of version {version}: {url}"]
 
 

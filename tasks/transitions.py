@@ -12,6 +12,7 @@ from evals.ramp import grantable_bp
 from serving.endpoint import Slot
 from serving.errors import Fenced, LeaseExpired, NotHealthy, Refused
 from serving.records import EndpointRow, ReleaseRow, ReleaseState, Stage
+from serving.versions import model_uri
 from tasks import news
 from tasks.bench import Bench
 from tasks.changes import (
@@ -49,7 +50,7 @@ def place(bench: Bench, release: ReleaseRow, *, first: bool) -> EndpointRow:
     )
     if bench.endpoint.describe().versions.get(slot, "") not in ("", release.version):
         bench.endpoint.retire(slot)
-    bench.endpoint.deploy(slot, release.version, uri=f"models:/{bench.policy.model}/{release.version}")
+    bench.endpoint.deploy(slot, release.version, uri=model_uri(bench.policy.model, release.version))
     if not first:
         row = next_generation(bench, row, **{f"{slot.value}_version": release.version})
     bench.journal.record(

@@ -96,7 +96,8 @@ class Receiver:
         self.seen.add(delivery.id, now=now)
         self.counts["requested" if requests else "ignored"] += 1
         for request in requests:
-            _log.info("%s v%d is a candidate for %s", request.model, request.version, request.endpoint)
+            version = f"prompt v{request.prompt}" if request.prompt else f"v{request.version}"
+            _log.info("%s %s is a candidate for %s", request.model, version, request.endpoint)
         endpoints = [request.endpoint for request in requests]
         return 200, {"status": "requested" if requests else "ignored", "started": endpoints}
 

@@ -1,4 +1,4 @@
-"""What a registry webhook asks for: a model version became somebody's candidate."""
+"""What a registry webhook asks for: a version of a model or of a prompt became somebody's candidate."""
 
 from __future__ import annotations
 
@@ -7,33 +7,40 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from configs.loading import load_policies
 from serving.hook.signature import HookRefused
 
 CANDIDATE = "candidate"
+_ALIAS_ENTITIES = {"model_version_alias": False, "prompt_alias": True}
+"""Entities of alias events, and whether they are of prompts."""
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True, slots=True)
 class AliasSet:
-    """An alias that was set on a version of a registered model."""
+    """An alias that was set on a version of a registered model, or of a registered prompt."""
 
     model: str
     alias: str
     version: int
+    is_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateRequest:
-    """One endpoint is asked to release one version."""
+    """One endpoint is asked to release one version; 0 stands for the champion's, which stays.
+
+    `model` is the registered name that was changed: the model's, or the prompt's.
+    """
 
     endpoint: str
     model: str
     version: int
     alias: str
     delivery_id: str
+    prompt: int = 0
 
 
 def parse(body: bytes) -> AliasSet | None:
@@ -46,7 +53,8 @@ def parse(body: bytes) -> AliasSet | None:
     except (ValueError, RecursionError) as error:
         raise HookRefused(400, "the body is not JSON") from error
     content = _object(message, "the body")
-    if content.get("entity") != "model_version_alias" or content.get("action") != "created":
+    entity = content.get("entity")
+    if entity not in _ALIAS_ENTITIES or content.get("action") != "created":
         return None
     data = _object(content.get("data"), "data")
     model, alias, version = data.get("name"), data.get("alias"), data.get("version")
@@ -58,23 +66,28 @@ def parse(body: bytes) -> AliasSet | None:
         or not _VERSION.fullmatch(str(version))
     ):
         raise HookRefused(400, "data.version must be a version number")
-    return AliasSet(model, alias, int(version))
+    return AliasSet(model, alias, int(version), is_prompt=_ALIAS_ENTITIES[entity])
 
 
 def candidate_requests(
-    change: AliasSet, delivery_id: str, endpoints_of: Mapping[str, tuple[str, ...]]
+    change: AliasSet, delivery_id: str, endpoints_of: Mapping[Watched, tuple[str, ...]]
 ) -> tuple[CandidateRequest, ...]:
-    """One request for each endpoint whose policy names the model; none for other aliases and models."""
+    """One request for each endpoint whose policy names the model or prompt; none for other aliases."""
     if change.alias != CANDIDATE:
         return ()
+    version, prompt = (0, change.version) if change.is_prompt else (change.version, 0)
     return tuple(
-        CandidateRequest(endpoint, change.model, change.version, change.alias, delivery_id)
-        for endpoint in endpoints_of.get(change.model, ())
+        CandidateRequest(endpoint, change.model, version, change.alias, delivery_id, prompt)
+        for endpoint in endpoints_of.get((change.model, change.is_prompt), ())
     )
 
 
+Watched: TypeAlias = tuple[str, bool]
+"""A registered name, and whether it is a prompt's: a model may have the same name."""
+
+
 class WatchedModels:
-    """Which endpoints' policies name which model, as the policy folder says now.
+    """Which endpoints' policies name which model or prompt, as the policy folder says now.
 
     Files are read again only when one was added, removed or changed. A broken policy is left out
     and reported once: it must not keep the other endpoints from releasing.
@@ -84,16 +97,18 @@ class WatchedModels:
         self._folder = folder
         self._report = report
         self._stamp: tuple[tuple[str, int, int], ...] | None = None
-        self._endpoints_of: dict[str, tuple[str, ...]] = {}
+        self._endpoints_of: dict[Watched, tuple[str, ...]] = {}
 
-    def endpoints_of(self) -> Mapping[str, tuple[str, ...]]:
-        """Model name to the endpoints that it is released on."""
+    def endpoints_of(self) -> Mapping[Watched, tuple[str, ...]]:
+        """Model or prompt to the endpoints that it is released on."""
         stamp = self._read_stamp()
         if stamp != self._stamp:
             policies, errors = load_policies(self._folder)
-            endpoints_of: dict[str, tuple[str, ...]] = {}
+            endpoints_of: dict[Watched, tuple[str, ...]] = {}
             for endpoint, policy in sorted(policies.items()):
-                endpoints_of[policy.model] = (*endpoints_of.get(policy.model, ()), endpoint)
+                prompts = [(policy.prompt.name, True)] if policy.prompt else []
+                for watched in ((policy.model, False), *prompts):
+                    endpoints_of[watched] = (*endpoints_of.get(watched, ()), endpoint)
             self._endpoints_of, self._stamp = endpoints_of, stamp
             for error in errors:
                 self._report(str(error))

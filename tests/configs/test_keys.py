@@ -34,6 +34,7 @@ def test_keys_are_those_of_a_whole_policy() -> None:
         "vertex": vertex_content(),
         "serving": whole_serving(),
     }
+    content["prompt"] = {"name": "support"}
     content["shadow"]["text"] = {"embeddings": {"url": "http://127.0.0.1:9/v1", "model": "e"}}
     content["evaluation"] |= {
         "slices": [{"column": "c", "metric": "mae", "margin": 0.1}],

@@ -74,3 +74,19 @@ def test_versions_are_judged_in_place(world: World) -> None:
     assert run("4").name == "Promoted"
     assert world.serving() == ("4", 0)
     assert world.runs.scored[-2:] == ["candidate 4", "champion 2"]
+
+
+def test_a_prompt_is_released_like_a_model(world: World) -> None:
+    content = world.policy.model_dump(mode="json")
+    world.policy = Policy.model_validate(content | {"prompt": {"name": "manner"}})
+    for version, share in (("2+p1", 0.6), ("2+p2", 0.9), ("2+p3", 0.1)):
+        world.add(version, knows(share))
+    assert run("2", prompt=1).name == "Promoted"
+    world.clock.now += 60
+    assert release_model("flights", prompt=2, return_state=True).name == "Promoted"
+    assert world.serving() == ("2+p2", 0)
+    assert world.registry.aliases["previous"] == "2+p1"
+    world.clock.now += 60
+    assert release_model("flights", prompt=3, return_state=True).name == "Rejected"
+    assert world.serving() == ("2+p2", 0)
+    assert world.newest().version == "2+p3"

@@ -44,7 +44,21 @@ def test_a_candidate_becomes_one_event(bench: Bench) -> None:
         "version": 3,
         "alias": "candidate",
         "delivery_id": "d-1",
+        "prompt": 0,
     }
+
+
+def test_a_prompts_candidate_is_a_release_that_keeps_the_model(bench: Bench) -> None:
+    data = {"name": "answers", "alias": "candidate", "version": "2"}
+    body = json.dumps({"entity": "prompt_alias", "action": "created", "data": data}).encode()
+    assert run(bench.post(body)).json()["status"] == "ignored", "no policy has this prompt"
+    policy = bench.folder / "flights.yaml"
+    policy.write_text(policy.read_text() + "prompt: {name: answers}\n")
+    assert run(bench.post(body)).json()["started"] == ["flights"]
+    (event,) = bench.prefect.events.values()
+    assert (event["payload"]["version"], event["payload"]["prompt"]) == (0, 2)
+    same_name = alias_event(model="answers")
+    assert run(bench.post(same_name)).json()["status"] == "ignored", "a model of the prompt's name is none"
 
 
 def test_a_duplicate_is_welcome_and_starts_nothing(bench: Bench) -> None:
