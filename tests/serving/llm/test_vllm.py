@@ -1,7 +1,7 @@
 """Real vLLM on the CPU behind the real gateway: started, streamed, measured, split; parity with itself.
 
-float32: with bfloat16 vLLM uses AMX where the processor claims it, and dies on virtual machines that
-forbid it. Needs `make vllm-env` (a minute), without which it is skipped. Two engines: some two minutes on a
+float32: with bfloat16 vLLM's worker died of an illegal instruction on a virtual machine that reports AMX.
+Needs `make vllm-env` (a minute), without which it is skipped. Two engines: some two minutes on a
 quiet machine with two cores.
 """
 
