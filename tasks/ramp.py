@@ -68,7 +68,7 @@ def run_canary(release: Release, row: EndpointRow) -> Verdict:
     canary = release.bench.policy.canary
     while release.check().request == "pause":
         release.bench.sleep(canary.look_every_s)
-    _enter_share(release, ramp)
+    _enter_first_share(release, ramp)
     while True:
         release.bench.sleep(canary.look_every_s)
         is_paused = release.check().request == "pause"
@@ -276,6 +276,19 @@ def _re_enter(release: Release, ramp: _Ramp, error: LeaseExpired) -> None:
     )
     ramp.row = withdraw(bench, ramp.row)
     _enter_share(release, ramp)
+
+
+def _enter_first_share(release: Release, ramp: _Ramp) -> None:
+    """Enter with the patience that every look has: the platform may be busy or throttle just now."""
+    while True:
+        try:
+            _enter_share(release, ramp)
+        except TransientError as error:
+            _bear(release, ramp, error)
+            release.bench.sleep(release.bench.policy.canary.look_every_s)
+        else:
+            ramp.trouble_since = None
+            return
 
 
 def _enter_share(release: Release, ramp: _Ramp) -> None:

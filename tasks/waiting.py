@@ -23,6 +23,7 @@ from tasks.rest import prefect_api
 _LOG = logging.getLogger("interlock.waiting")
 ASKED, APPROVED, REJECTED = "approval asked", "approval: approve", "approval: reject"
 _ACCEPTED = "ACCEPT"
+_PAUSING_S, _PAUSING_POLL_S = 20.0, 0.5
 _LINES_MAX = 1000
 
 
@@ -123,7 +124,9 @@ def end_flow_run(bench: Bench, release: ReleaseRow, *, name: str, message: str) 
     if not release.flow_run_id:
         return
     try:
-        state = _flow_run_state(bench.settings, release)
+        waits = release.state is ReleaseState.WAITING or release.stage is Stage.APPROVE
+        look = _settled_state if waits else _flow_run_state
+        state = look(bench.settings, release)
         if state.get("type") != "PAUSED":
             return
         api, path = prefect_api(bench.settings), f"/flow_runs/{release.flow_run_id}"
@@ -151,6 +154,16 @@ def _asked(bench: Bench, release: ReleaseRow) -> dict[str, Any]:
     """The newest question of a release, as it was put."""
     lines = bench.journal.audit(bench.name, what=(ASKED,), since=release.started_at, limit=_LINES_MAX)
     return next((dict(line.details) for line in lines if line.release_id == release.id), {})
+
+
+def _settled_state(settings: Settings, release: ReleaseRow) -> dict[str, Any]:
+    """The flow run's state, given a while to become Paused: the journal says WAITING a moment before."""
+    until = time.monotonic() + _PAUSING_S
+    while True:
+        state = _flow_run_state(settings, release)
+        if state.get("type") != "RUNNING" or time.monotonic() > until:
+            return state
+        time.sleep(_PAUSING_POLL_S)
 
 
 def _flow_run_state(settings: Settings, release: ReleaseRow) -> dict[str, Any]:

@@ -9,6 +9,7 @@ meant. Split and labels travel in one update under one etag, so a stale writer c
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,12 +79,12 @@ def labelled(salt: str) -> str:
 
 
 def labels_of(route: Route) -> dict[str, str]:
-    """What the split cannot say, in a label's alphabet."""
+    """What the split cannot say, in a label's alphabet. Times are cut to ms: a share never lasts longer."""
     return {
         _GENERATION: str(route.generation),
         _DEFAULT: route.default.value,
         _SALT: labelled(route.salt),
-        _UNTIL: f"{route.until:.3f}".replace(".", "_"),
+        _UNTIL: f"{math.floor(route.until * 1000) / 1000:.3f}".replace(".", "_"),
     }
 
 

@@ -149,7 +149,7 @@ def test_an_abort_while_it_waits_ends_the_run_too(world: World) -> None:
     ending.join()
     assert state.name == "Aborted"
     assert world.newest().state is ReleaseState.ABORTED
-    assert time.monotonic() - began < 200, "not the policy's hour"
+    assert time.monotonic() - began < 1800, "not the policy's hour"
 
 
 def test_before_the_shadow_nothing_of_the_version_runs_until_the_yes(

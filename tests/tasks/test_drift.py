@@ -157,7 +157,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     sent: list[Any] = []
 
     class Api:
-        def call(self, method: str, path: str, body: Any) -> None:
+        def call(self, method: str, path: str, body: Any, **_: Any) -> None:
             assert (method, path) == ("POST", "/events")
             sent.extend(body)
 
