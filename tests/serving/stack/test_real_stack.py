@@ -126,7 +126,9 @@ def test_an_alias_in_mlflow_starts_one_typed_release(stack: Settings) -> None:
     for alias in ("champion", "candidate"):
         mlflow(stack, "/registered-models/alias", {"name": "delays", "alias": alias, "version": version})
     runs = eventually(lambda: runs_of(stack, "release"), 30)
-    assert [run["parameters"] for run in runs] == [{"endpoint": "flights", "version": int(version)}]
+    assert [run["parameters"] for run in runs] == [
+        {"endpoint": "flights", "version": int(version), "prompt": 0}
+    ]
 
 
 def test_a_duplicate_past_a_restarted_receiver_starts_nothing(stack: Settings) -> None:
