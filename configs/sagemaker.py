@@ -1,4 +1,4 @@
-"""Where and how a policy's endpoint lives on Amazon SageMaker, and what that costs.
+"""Where and how a policy's endpoint lives on Amazon SageMaker.
 
 Credentials are never here: boto3's own chain finds them.
 """
@@ -99,9 +99,6 @@ class SageMaker(Section):
     subnets: tuple[str, ...] = Field(default=(), description="VPC subnets of the containers.")
     security_groups: tuple[str, ...] = Field(default=(), description="Their security groups.")
     kms_key: str | None = Field(default=None, description="Key for volumes and captures.")
-    price_per_hour: dict[str, float] = Field(
-        default_factory=dict, description="Price of an instance-hour by instance type, for reports of cost."
-    )
 
 
 def contradictions(policy: Policy) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where and how a policy's endpoint lives on Vertex AI, and what that costs.
+"""Where and how a policy's endpoint lives on Vertex AI.
 
 Credentials are never here: Google's application default credentials find them.
 """
@@ -89,9 +89,6 @@ class Vertex(Section):
     )
     change_timeout_s: float = Field(
         default=300, gt=0, description="A change of the split not in effect after this is an error."
-    )
-    price_per_hour: float | None = Field(
-        default=None, gt=0, description="Price of one replica's hour, for reports of cost."
     )
 
 

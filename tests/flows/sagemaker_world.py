@@ -45,7 +45,6 @@ class SageMakerWorld(World):
                 capture={"uri": "s3://models/captures", "delay_s": 600},
                 autoscale={"max_instances": 3, "value": 4},
                 alarm_errors_per_minute=100_000,
-                price_per_hour={"ml.m5.large": 0.138},
             ),
         }
         self.policy = Policy.model_validate(content)
