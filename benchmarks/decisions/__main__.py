@@ -19,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
 
+from benchmarks.decisions import times
 from benchmarks.decisions.engines import Controller, ErrorProcess, LatencyProcess
-from benchmarks.decisions.peers import Rule, all_rules
+from benchmarks.decisions.peers import WINDOW, Rule, all_rules
+from benchmarks.decisions.periods import race_periods
 from benchmarks.decisions.report import Results, write_report
+from benchmarks.decisions.rows import Row
 from benchmarks.decisions.streams import (
     HARMS,
     NOISY_HOST,
@@ -41,31 +43,9 @@ CACHE = Path(__file__).parent / ".cache"
 UNITS = 20_000
 STREAMS_OURS, STREAMS_PEERS, STREAMS_HARM, STREAMS_CONTROLLER = 20_000, 2_000, 2_000, 4_000
 STREAMS_FAST = 10_000
+STREAMS_TIMES_HARM = 1_000
 CHUNK = 5_000
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One method on one scenario. `units` holds candidate units until rollback, inf where never."""
-
-    scenario: str
-    method: str
-    units: NDArray[np.float64]
-
-    @property
-    def share(self) -> float:
-        """Share of streams that were rolled back."""
-        return float(np.isfinite(self.units).mean())
-
-    @property
-    def upper(self) -> float:
-        """One-sided 99% upper bound of that share (Clopper-Pearson)."""
-        k, n = int(np.isfinite(self.units).sum()), self.units.size
-        return 1.0 if k == n else float(beta.ppf(0.99, k + 1, n - k))
-
-    def quantile(self, q: float) -> float:
-        """Candidate units until rollback; inf where fewer than q of the streams were rolled back."""
-        return float(np.quantile(self.units, q, method="higher"))
+USERS_CHUNK, USERS_LOOKS = 500, 24
 
 
 def race(
@@ -96,33 +76,34 @@ def race_ours(scenario: Scenario, *, streams: int, per_look: int, rng: np.random
 
 
 def race_users(*, streams: int, rng: np.random.Generator) -> list[Row]:
-    """Sticky users: one unit a user and share (ours), and the same process fed by request."""
+    """Sticky users: one unit a user and share (ours), and by request the same process and the peers.
+
+    A window of the peers is a look: 20 to 380 requests of the candidate. They see the first streams only.
+    """
     from benchmarks.decisions.engines import POLICY, errors_worse
 
     name = "sticky users, Zipf, ramp 5-25-50-95%"
-    found: dict[str, list[NDArray[np.float64]]] = {"ours": [], "requests": []}
-    for start in range(0, streams, 500):
-        size = min(500, streams - start)
+    ours, invalid = "e-process (ours), one unit a user and share", "the same by request (invalid here)"
+    found: dict[str, list[NDArray[np.float64]]] = {}
+    for start in range(0, streams, USERS_CHUNK):
+        size = min(USERS_CHUNK, streams - start)
         by_unit, by_request = errors_worse(POLICY, shape=(size,)), ErrorProcess(size)
-        first = {"ours": np.full(size, np.inf), "requests": np.full(size, np.inf)}
+        peers = all_rules(size, USERS_LOOKS, WINDOW) if start < max(STREAMS_PEERS, USERS_CHUNK) else []
+        first = {key: np.full(size, np.inf) for key in (ours, invalid, *(peer.name for peer in peers))}
         units, requests = np.zeros(size), np.zeros(size)
-        for batches, counts in play_users(streams=size, users=800, looks_per_step=6, rng=rng):
+        for batches, counts in play_users(streams=size, users=800, looks_per_step=USERS_LOOKS // 4, rng=rng):
             for batch in batches:
                 by_unit.update(batch.candidate, batch.champion, batch.pi)
                 units += batch.candidate.sum(axis=1)
             requests += counts.units_b
-            for key, rejected, so_far in (
-                ("ours", by_unit.log_e >= np.log(100), units),
-                ("requests", by_request.look(counts), requests),
-            ):
+            seen = [(ours, by_unit.log_e >= np.log(100), units), (invalid, by_request.look(counts), requests)]
+            seen += [(peer.name, peer.look(counts), requests) for peer in peers]
+            for key, rejected, so_far in seen:
                 new = rejected & np.isinf(first[key])
                 first[key][new] = so_far[new]
         for key, values in first.items():
-            found[key].append(values)
-    return [
-        Row(name, "e-process (ours), one unit a user and share", np.concatenate(found["ours"])),
-        Row(name, "the same by request (invalid here)", np.concatenate(found["requests"])),
-    ]
+            found.setdefault(key, []).append(values)
+    return [Row(name, key, np.concatenate(values)) for key, values in found.items()]
 
 
 def race_heavy_tails(*, streams: int, rng: np.random.Generator) -> list[Row]:
@@ -219,6 +200,7 @@ def parts() -> dict[str, tuple[int, int, Callable[..., list[Row]]]]:
     found: dict[str, tuple[int, int, Callable[..., list[Row]]]] = {
         "users": (50, STREAMS_OURS, race_users),
         "heavy-tails": (51, STREAMS_OURS, race_heavy_tails),
+        "periods": (52, STREAMS_OURS, race_periods),
     }
     for index, scenario in enumerate((*NULLS, NOISY_HOST)):
         found[f"null-{index}"] = (index, STREAMS_OURS, partial(_null_ours, index, scenario))
@@ -226,6 +208,12 @@ def parts() -> dict[str, tuple[int, int, Callable[..., list[Row]]]]:
     for index, scenario in enumerate(HARMS):
         found[f"harm-{index}"] = (200 + index, STREAMS_HARM, partial(_harm, index, scenario))
         found[f"fast-{index}"] = (220 + index, STREAMS_FAST, partial(_fast, index, scenario))
+    for index in range(len(times.SCENARIOS)):
+        full = STREAMS_PEERS if index < times.NULLS else STREAMS_TIMES_HARM
+        found[f"times-{index}"] = (300 + index, full, partial(times.race_times, index, units=UNITS))
+    for index in range(times.LOGNORMAL_NULLS):
+        race_null = partial(times.race_ours, index, units=UNITS)
+        found[f"alike-{index}"] = (320 + index, STREAMS_OURS, race_null)
     for index, name in enumerate(CANDIDATES):
         found[f"controller-{index}"] = (100 + index, STREAMS_CONTROLLER, partial(race_controller, name))
     return found
@@ -241,12 +229,14 @@ def run_part(name: str, seed: int, scale: float) -> list[Row]:
         rows = race_part(streams=streams, rng=np.random.default_rng(seed + add))
         CACHE.mkdir(exist_ok=True)
         kept = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(kept, **{f"{row.scenario}|{row.method}": row.units for row in rows})
+        arrays = {f"{row.scenario}|{row.method}": row.units for row in rows}
+        np.savez(kept, allow_pickle=False, **arrays)
         kept.rename(path)
         shares = ", ".join(f"{row.share:.2%}" for row in rows[:2])
         print(f"{name} ({rows[0].scenario}): {shares}; {time.perf_counter() - began:.0f} s", flush=True)
     with np.load(path) as kept_rows:
-        return [Row(*key.split("|", 1), kept_rows[key]) for key in kept_rows.files]
+        named = {key: key.partition("|") for key in kept_rows.files}
+        return [Row(scenario, method, kept_rows[key]) for key, (scenario, _, method) in named.items()]
 
 
 def main() -> None:
@@ -268,8 +258,11 @@ def main() -> None:
         return [row for name, rows in done.items() if name.startswith(kind) for row in rows]
 
     results = Results(
-        [*of("null-"), *of("peers-"), *of("users")],
-        of("heavy-tails"),
+        [*of("null-"), *of("peers-")],
+        of("users"),
+        [*of("heavy-tails"), *of("alike-")],
+        of("periods"),
+        of("times-"),
         of("harm-"),
         of("fast-"),
         [ending(*rows) for name, rows in done.items() if name.startswith("controller-")],

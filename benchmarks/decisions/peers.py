@@ -78,7 +78,7 @@ class Argo(_Windowed):
 
 
 class FivePercent(_Windowed):
-    """Rolls back at the first window with over 5% errors."""
+    """Rolls back at the first window with over 5% errors (`times` adds the latency half of the rule)."""
 
     name = "'error rate over 5%' in a window"
 

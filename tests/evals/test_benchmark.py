@@ -9,7 +9,9 @@ import pytest
 
 from benchmarks.decisions.engines import POLICY, ErrorProcess, errors_worse, pair
 from benchmarks.decisions.peers import all_rules
+from benchmarks.decisions.periods import race_periods
 from benchmarks.decisions.streams import Scenario, constant, doubled_tail, play, play_users, slower
+from benchmarks.decisions.times import METHODS, SCENARIOS, race_times
 from evals.canary import CanaryJudge
 from evals.looks import LatencyThresholds, LookStatistics
 
@@ -64,3 +66,17 @@ def test_latency_shapes() -> None:
     assert tail[1] == pytest.approx(0.5)
     assert tail[3] > 5 * slower(1.0)(t)[3]
     assert pair(np.array([5]), np.array([2])).tolist() == [[3.0, 2.0]]
+
+
+def test_of_two_races_on_times_the_mean_misses_the_tail_that_ours_finds() -> None:
+    (tail,) = [index for index, one in enumerate(SCENARIOS) if one.name.startswith("tail")]
+    rows = race_times(tail, streams=8, rng=np.random.default_rng(4), units=1_000)
+    assert [row.method for row in rows] == list(METHODS)
+    assert rows[0].share == 1.0
+    assert rows[1].share < 0.5
+
+
+def test_good_versions_judged_from_whole_periods_stay() -> None:
+    whole, wanted, coarse = race_periods(streams=6, rng=np.random.default_rng(5))
+    assert whole.units.size == wanted.units.size + coarse.units.size == 6
+    assert whole.share == 0
