@@ -34,6 +34,11 @@ class ErrorProcess:
         self._process = errors_worse(POLICY, shape=(streams,))
         self._process.levels = BINARY
 
+    @property
+    def log_e(self) -> FloatArray:
+        """Log e-value of each stream."""
+        return self._process.log_e
+
     def look(self, counts: Counts) -> NDArray[np.bool_]:
         """Whether each stream is rolled back now."""
         process = self._process
