@@ -177,7 +177,6 @@ def _render(settings: Settings, endpoints: list[EndpointLimits]) -> str:
         tls_certificate=os.path.relpath(certificate, settings.gateway_dir),
         jwt_public_key=os.path.relpath(public_key, settings.gateway_dir) if public_key.exists() else None,
         jwt_claims=_wanted_claims(settings),
-        threads=min(os.cpu_count() or 1, 8),
         connections_max=_connections_max(),
         hard_stop_s=answer_ms_max // 1000 + _HARD_STOP_MARGIN_S,
         client_timeout_ms=max(_CLIENT_TIMEOUT_MS, timeout_ms_max),
