@@ -18,6 +18,7 @@ import numpy as np
 from configs.evaluation import Evaluation
 from evals.labels import labelled
 from serving.errors import Refused, ServingError, SetupError, TransientError
+from serving.table_download import shown
 from serving.table_scan import Scan, scan_table
 from tasks.bench import Bench
 
@@ -71,7 +72,7 @@ def read_held_out(bench: Bench, tell: Callable[[int, int | None], object]) -> He
     """
     policy = policy_of(bench)
     scan = _scan(bench, policy, tell)
-    frame = scan.frame
+    frame: Any = scan.frame
     if len(frame) or len(frame.columns):
         _require_columns(bench, policy, frame)
         every = frame[policy.label].to_numpy()
@@ -83,7 +84,7 @@ def read_held_out(bench: Bench, tell: Callable[[int, int | None], object]) -> He
     rows = frame.drop(columns=[policy.label], errors="ignore").reset_index(drop=True)
     labels = np.asarray(frame[policy.label].infer_objects()) if every.size else every
     return HeldOut(
-        source=policy.data,
+        source=shown(policy.data),
         rows=rows,
         labels=labels,
         numbers=scan.numbers[kept],
@@ -102,9 +103,9 @@ def digest_of(rows: pd.DataFrame, labels: NDArray[Any]) -> str:
     digest.update(",".join(f"{name}:{rows[name].dtype}" for name in rows.columns).encode())
     for name in rows.columns:
         column = rows[name]
-        plain = column if column.dtype.kind in "fiubMm" else _texts(column)
-        digest.update(np.ascontiguousarray(pd.util.hash_pandas_object(plain, index=False)).tobytes())
-    digest.update(np.ascontiguousarray(row_hashes(pd.DataFrame({"label": labels}))).tobytes())
+        plain: Any = column if column.dtype.kind in "fiubMm" else _texts(column)
+        digest.update(_hashes(plain).tobytes())
+    digest.update(row_hashes(pd.DataFrame({"label": labels})).tobytes())
     return digest.hexdigest()
 
 
@@ -117,8 +118,15 @@ def row_hashes(frame: pd.DataFrame) -> NDArray[np.uint64]:
     import pandas as pd
 
     plain = {name: _plain(frame[name]) for name in frame.columns}
-    made = pd.DataFrame(plain, index=frame.index)
-    return np.asarray(pd.util.hash_pandas_object(made, index=False), np.uint64)
+    return _hashes(pd.DataFrame(plain, index=frame.index))
+
+
+def _hashes(values: Any) -> NDArray[np.uint64]:
+    """A hash of each row of a table or column, shape (n,), without its index."""
+    from pandas.util import hash_pandas_object
+
+    hashed: Any = hash_pandas_object
+    return np.ascontiguousarray(hashed(values, index=False), np.uint64)
 
 
 def _plain(column: Any) -> Any:
@@ -181,6 +189,6 @@ def _require_columns(bench: Bench, policy: Evaluation, frame: pd.DataFrame) -> N
     for key, name in wanted.items():
         if name not in frame.columns:
             raise SetupError(
-                f"{bench.name}: evaluation.data {policy.data} has no column {name!r}; it has "
+                f"{bench.name}: evaluation.data {shown(policy.data)} has no column {name!r}; it has "
                 f"{', '.join(map(str, frame.columns[:20]))}. Next: correct {key} in the policy"
             )

@@ -14,10 +14,14 @@ from configs.generation import Generation
 from evals.generation import digest_of
 from serving.completions import CHAT_PATH, COMPLETIONS_PATH
 from serving.errors import SetupError
+from serving.table_download import shown
+from serving.table_scan import scan_table
 from tasks.bench import Bench
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_ROWS_MAX = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,28 +67,18 @@ def read_prompts(bench: Bench, policy: Generation) -> tuple[list[PromptRow], str
 
 
 def read_table(bench: Bench, location: str, key: str, columns: tuple[str, ...]) -> pd.DataFrame:
-    """A table of a policy: jsonl, CSV or parquet; a relative path is meant from the policy's folder."""
-    import pandas as pd
+    """A table of a policy, read by `serving.table_scan`; relative paths are from the policy's folder.
 
-    location = resolve(bench, location)
-    name = location.split("?")[0]
+    Raises SetupError for what cannot be read, or lacks a column.
+    """
     try:
-        if name.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
-            # Texts stay texts: pandas would make dates of some and numbers of others.
-            frame = pd.read_json(location, lines=True, dtype=False, convert_dates=False)
-        elif name.endswith((".csv", ".csv.gz")):
-            frame = pd.read_csv(location)
-        else:
-            frame = pd.read_parquet(location)
-    except (OSError, ValueError, ImportError) as error:
-        raise SetupError(
-            f"{bench.name}: {key} {location} could not be read ({error.__class__.__name__}: "
-            f"{str(error)[:200]}). Next: correct the path in the policy"
-        ) from error
+        frame = scan_table(resolve(bench, location), rows=_ROWS_MAX).frame
+    except SetupError as error:
+        raise SetupError(f"{bench.name}: {key}: {error}") from error
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise SetupError(
-            f"{bench.name}: {key} {location} has no column {', '.join(missing)}; it has "
+            f"{bench.name}: {key} {shown(location)} has no column {', '.join(missing)}; it has "
             f"{', '.join(map(str, frame.columns[:20]))}. Next: correct the policy or the file"
         )
     return frame

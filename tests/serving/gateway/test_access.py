@@ -9,20 +9,18 @@ import socket
 import ssl
 import time
 import warnings
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from serving.errors import Refused
+from serving.gateway.access_log import AccessLog
 from serving.gateway.identity import user_hmac, user_key
 from serving.gateway.keys import Keys
-from serving.gateway.places import tls_certificate_path
-from tests.serving.gateway.lab import Lab, eventually, free_port, lab_settings
+from serving.gateway.places import access_log_path, tls_certificate_path
+from tests.doubles.certificate import write_certificate
+from tests.serving.gateway.lab import Answer, Lab, eventually, free_port, lab_settings
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +32,11 @@ def served(lab: Lab) -> None:
     lab.serve("metered", access={"rate_per_s": 10})
 
 
-def error_of(answer) -> str:
+def access_log(lab: Lab) -> AccessLog:
+    return AccessLog(access_log_path(lab.settings), "flights")
+
+
+def error_of(answer: Answer) -> str:
     assert answer.headers["content-type"] == "application/json"
     assert answer.json["status"] == answer.status
     return answer.json["error"]
@@ -106,7 +108,7 @@ def test_a_token_admits_and_names_tenant_and_user(lab: Lab) -> None:
         ({"aud": ["another-service", "interlock test"]}, "bad_token"),
     ],
 )
-def test_a_token_must_be_complete_and_timely(lab: Lab, claims: dict[str, object], error: str) -> None:
+def test_a_token_must_be_complete_and_timely(lab: Lab, claims: dict[str, Any], error: str) -> None:
     answer = lab.ask(headers={"x-api-key": "", "authorization": f"Bearer {lab.token(**claims)}"})
     assert (answer.status, error_of(answer)) == (401, error)
 
@@ -267,7 +269,7 @@ def test_the_log_holds_no_secret_and_survives_hostile_headers(lab: Lab) -> None:
     text = json.dumps(lab.log_lines())
     for secret in ("hunter2", "secret-user", lab.key, "invocations"):
         assert secret not in text
-    part = lab.endpoint()._log.read("0:0")
+    part = access_log(lab).read("0:0")
     assert part.malformed == 0
     assert answer.headers["x-request-id"] in set(part.frame["request_id"])
 
@@ -275,7 +277,7 @@ def test_the_log_holds_no_secret_and_survives_hostile_headers(lab: Lab) -> None:
 def test_the_service_and_total_times_are_logged_in_microseconds(lab: Lab) -> None:
     answer = lab.ask({"sleep_s": 0.25})
     lab.log_of(answer.headers["x-request-id"])
-    frame = lab.endpoint()._log.read("0:0").frame.set_index("request_id")
+    frame = access_log(lab).read("0:0").frame.set_index("request_id")
     row = frame.loc[answer.headers["x-request-id"]]
     assert 250 <= row["service_ms"] <= row["total_ms"] < 600
     assert row["service_ms"] % 1 != 0
@@ -305,7 +307,7 @@ def test_garbage_is_refused_or_closed_and_never_spoils_the_log(lab: Lab) -> None
     answer = lab.ask()
     assert answer.status == 200
     lab.log_of(answer.headers["x-request-id"])
-    assert lab.endpoint()._log.read("0:0").malformed == 0
+    assert access_log(lab).read("0:0").malformed == 0
 
 
 def test_the_gateway_says_that_it_is_well_and_measures_itself(lab: Lab) -> None:
@@ -344,29 +346,3 @@ def test_tls_serves_the_same_over_http_1_and_the_key_matters(tmp_path: Path) -> 
             old.wrap_socket(plug)
     finally:
         lab.down()
-
-
-def write_certificate(path: Path) -> str:
-    """A self-signed certificate of localhost, with its key; returns the certificate's text."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(tz=UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    text = certificate.public_bytes(serialization.Encoding.PEM).decode()
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-    path.write_text(text + private.decode())
-    path.chmod(0o600)
-    return text
