@@ -77,8 +77,13 @@ class Access(Section):
 class Spool(Section):
     """The short-lived local copy of exact requests that feeds the shadow (mode 0600, never uploaded)."""
 
-    enabled: bool = Field(default=True, description="Without a spool there is no shadow of redacted columns.")
+    enabled: bool = Field(
+        default=True, description="Without a spool there is no shadow on the local platform."
+    )
     max_age_s: float = Field(default=900, gt=0, le=900, description="Segments older than this are deleted.")
+    encrypt: bool = Field(
+        default=False, description="AES-256-GCM, with the secret INTERLOCK_SECRET_SPOOL or secrets/spool.key."
+    )
 
 
 class Capture(Section):
@@ -253,8 +258,23 @@ class Policy(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Policy:
-        rules = {"sagemaker": sagemaker.contradictions, "vertex": vertex.contradictions}
-        found = rules[self.platform](self) if self.platform in rules else []
+        rules = {
+            "local": _contradictions,
+            "sagemaker": sagemaker.contradictions,
+            "vertex": vertex.contradictions,
+        }
+        found = rules[self.platform](self)
         if found:
             raise ValueError("; ".join(found))
         return self
+
+
+def _contradictions(policy: Policy) -> list[str]:
+    """What of a policy the local platform cannot do."""
+    found: list[str] = []
+    if policy.shadow.enabled and not policy.capture.spool.enabled:
+        found.append(
+            "shadow.enabled needs capture.spool.enabled, whose exact requests it replays; allow the spool "
+            "(encrypted: capture.spool.encrypt), or switch the shadow off with a reason"
+        )
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import shutil
 import sys
 import time
@@ -39,6 +40,7 @@ from serving.gateway.plane import RoutePlane
 from serving.gateway.render import refresh_gateway
 from serving.gateway.runtime import ServerStatus
 from serving.local_replicas import ReplicaProcesses
+from serving.secret_files import Secret, secret_path
 from serving.slots import SlotFiles, SlotRecord
 from serving.supervision import Supervisor
 
@@ -189,6 +191,7 @@ class LocalEndpoint:
 
     def exchanges(self, cursor: str | None, *, limit: int) -> tuple[list[Exchange], str]:
         """Exact exchanges of the default slot. A cursor stays with the slot that it began with."""
+        from serving.capture.sealing import Seal
         from serving.capture.spool import read_exchanges
 
         if cursor is None:
@@ -200,7 +203,9 @@ class LocalEndpoint:
             word, _, inner = cursor.partition("|")
             slot = Slot(word)
         folder = self._settings.spool_dir / self.name / slot.value
-        exchanges, new_inner = read_exchanges(folder, inner, limit)
+        key = secret_path(self._settings, Secret.SPOOL)
+        seal = Seal.from_file(key if key.exists() else None, os.environ)
+        exchanges, new_inner = read_exchanges(folder, inner, limit, seal)
         return exchanges, f"{slot.value}|{new_inner}"
 
     def retire(self, slot: Slot) -> None:

@@ -132,8 +132,6 @@ class ReplicaProcesses:
     def _common_spec(self, record: SlotRecord, replica: SlotReplica) -> ReplicaSpec:
         policy, settings = self._policy, self._settings
         replicas, capture = policy.replicas, policy.capture
-        read_or_create(settings, Secret.USER_HMAC)
-        key_path = secret_path(settings, Secret.USER_HMAC)
         return ReplicaSpec(
             endpoint=self._endpoint,
             slot=record.slot.value,
@@ -161,9 +159,18 @@ class ReplicaProcesses:
                 dir=settings.spool_dir / self._endpoint / record.slot.value,
                 enabled=capture.spool.enabled,
                 max_age_s=capture.spool.max_age_s,
+                encrypt=capture.spool.encrypt,
+                key_file=_key_file(settings, Secret.SPOOL) if capture.spool.encrypt else None,
             ),
-            hmac_key_file=key_path if key_path.exists() else None,
+            hmac_key_file=_key_file(settings, Secret.USER_HMAC),
         )
+
+
+def _key_file(settings: Settings, name: Secret) -> Path | None:
+    """The secret's file, made where it does not exist; None where the environment has the secret."""
+    read_or_create(settings, name)
+    path = secret_path(settings, name)
+    return path if path.exists() else None
 
 
 def _tail(path: Path) -> str:

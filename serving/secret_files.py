@@ -25,6 +25,8 @@ class Secret(StrEnum):
     """Signs MLflow's webhooks to the receiver."""
     USER_HMAC = "user_hmac.key"
     """Turns user ids into pseudonyms in logs and captures: 64 hex characters."""
+    SPOOL = "spool.key"
+    """Encrypts the spool where a policy asks for it: 64 hex characters."""
     MLFLOW_FERNET = "mlflow_fernet.key"
     """Encrypts webhook secrets in MLflow's database; losing it loses the webhooks."""
 

@@ -76,7 +76,7 @@ def register_webhook(settings: Settings) -> bool:
 
 def register_work_pool(settings: Settings) -> bool:
     """Have the process work pool of the flows. Returns whether it was new."""
-    api = prefect_api(settings)
+    api = prefect_api(settings, patient=True)
 
     def find() -> dict[str, Any] | None:
         return api.call("GET", f"/work_pools/{settings.work_pool}", missing_ok=True)
@@ -119,7 +119,7 @@ def deploy_version() -> str:
 
 def missing_deployments(settings: Settings) -> list[str]:
     """Deployments of prefect.yaml that Prefect lacks, has in another version, or without automation."""
-    api = prefect_api(settings)
+    api = prefect_api(settings, patient=True)
     wanted = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())["deployments"]
     filter_ = {"deployments": {"name": {"any_": [deployment["name"] for deployment in wanted]}}}
     found = {row["name"]: row for row in api.call("POST", "/deployments/filter", filter_, repeatable=True)}
@@ -175,7 +175,7 @@ def register_deployments(settings: Settings) -> bool:
 
 def online_workers(settings: Settings) -> list[str]:
     """Names of the work pool's workers that Prefect heard of lately."""
-    api = prefect_api(settings)
+    api = prefect_api(settings, patient=True)
     path = f"/work_pools/{settings.work_pool}/workers/filter"
     workers = api.call("POST", path, {}, missing_ok=True, repeatable=True) or ()
     return sorted(worker["name"] for worker in workers if worker["status"] == "ONLINE")
@@ -187,7 +187,7 @@ def register_zombie_automation(settings: Settings) -> bool:
     When a worker and its flow die together nobody reports it, and the run would stay Running for
     ever. This cannot be said in prefect.yaml, whose automations only run deployments.
     """
-    api = prefect_api(settings)
+    api = prefect_api(settings, patient=True)
 
     def find() -> list[dict[str, Any]]:
         filter_ = {"automations": {"name": {"any_": [_ZOMBIE_AUTOMATION]}}}

@@ -16,6 +16,9 @@ from serving.upstream import is_loopback, mlflow_headers, prefect_headers
 _PAUSES_S = (0.2, 0.5, 1.0)
 """Before the second, third and fourth try. A database that is locked for a moment is free by then; a server
 that is down is not, and whoever calls must soon learn it (a rollback has other things to do)."""
+_PATIENT_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
+"""Where nobody waits for the answer's effect, as at `interlock up`: a server that has only just started on a
+busy machine answers 503, or nothing for a while."""
 _PAUSE_S_MAX = 2.0
 _BUSY = {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE}
 _REPEATABLE = {"GET", "PUT", "PATCH", "DELETE"}
@@ -34,10 +37,13 @@ class Server:
         url: str,
         headers: Mapping[str, str],
         *,
+        patient: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        """`patient` waits out half a minute of busyness, time-outs included, instead of two seconds."""
         self.title = title
         self.url = url
+        self._patient = patient
         self._sleep = sleep
         self._client = httpx.Client(headers=dict(headers), timeout=30, trust_env=not is_loopback(url))
         weakref.finalize(self, self._client.close)
@@ -55,15 +61,15 @@ class Server:
 
         What cannot have had an effect is tried again in any case: no connection, 429. A lost connection,
         502 and 503 are tried again where repeating is safe: `repeatable` says it of a POST, of all other
-        methods it is known. A time-out is never repeated: it was long enough.
+        methods it is known. A time-out is repeated by a patient caller only: else it was long enough.
         Raises ServerUnavailable for no answer or a 5xx, Refused for any other refusal.
         """
         repeatable = repeatable or method in _REPEATABLE
-        for pause_s in (*_PAUSES_S, None):
+        for pause_s in (*(_PATIENT_PAUSES_S if self._patient else _PAUSES_S), None):
             try:
                 reply = self._client.request(method, self.url + path, json=body)
             except httpx.HTTPError as error:
-                if pause_s is None or not _is_worth_repeating(error, repeatable=repeatable):
+                if pause_s is None or not self._is_worth_repeating(error, repeatable=repeatable):
                     raise ServerUnavailable(
                         f"{self.title} at {self.url} does not answer ({error.__class__.__name__}). "
                         f"Next: interlock doctor"
@@ -75,6 +81,14 @@ class Server:
                 pause_s = max(pause_s, _asked_pause_s(reply))
             self._sleep(pause_s)
         raise AssertionError("the last try returns or raises")
+
+    def _is_worth_repeating(self, error: httpx.HTTPError, *, repeatable: bool) -> bool:
+        """Whether a request without an answer may be sent again."""
+        if isinstance(error, httpx.ConnectError):
+            return True
+        if isinstance(error, httpx.TimeoutException):
+            return repeatable and self._patient
+        return repeatable and isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
 
     def _answer(self, reply: httpx.Response, method: str, path: str, *, missing_ok: bool) -> Any:
         if reply.status_code == httpx.codes.NOT_FOUND and missing_ok:
@@ -93,13 +107,6 @@ class Server:
         return reply.json() if reply.content else None
 
 
-def _is_worth_repeating(error: httpx.HTTPError, *, repeatable: bool) -> bool:
-    """Whether a request without an answer may be sent again."""
-    if isinstance(error, httpx.ConnectError):
-        return True
-    return repeatable and isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
-
-
 def _asked_pause_s(reply: httpx.Response) -> float:
     """How long the server asks to wait, as far as we are willing."""
     asked = reply.headers.get("retry-after", "")
@@ -111,6 +118,6 @@ def mlflow_api(settings: Settings) -> Server:
     return Server("MLflow", f"{settings.mlflow_url.rstrip('/')}/api/2.0/mlflow", mlflow_headers())
 
 
-def prefect_api(settings: Settings) -> Server:
+def prefect_api(settings: Settings, *, patient: bool = False) -> Server:
     """Prefect's REST API."""
-    return Server("Prefect", settings.prefect_url.rstrip("/"), prefect_headers())
+    return Server("Prefect", settings.prefect_url.rstrip("/"), prefect_headers(), patient=patient)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.capture.redact import Redaction
+from serving.capture.sealing import KEY_VARIABLE, Seal
 from serving.capture.segments import SegmentWriter
 from serving.capture.streams import Pace, is_stream, join_stream, measure, read_usage
 
@@ -39,6 +40,23 @@ MEASURES_BYTES_MAX, MEASURES_SECONDS_MAX, MEASURES_KEEP_S = 4 << 20, 60.0, 7 * 8
 
 _SAMPLE_SCALE = 1 << 32
 _DEFAULT_PATHS = ("/invocations", "/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+
+
+def redaction_key(path: Path | None, environ: Mapping[str, str]) -> bytes:
+    """The key of hashed columns: the environment's (a vault), else the file's; empty where there is none."""
+    return environ.get("INTERLOCK_SECRET_USER_HMAC", "").encode() or (
+        path.read_bytes().strip() if path else b""
+    )
+
+
+def spool_seal(path: Path | str | None, environ: Mapping[str, str]) -> Seal:
+    """What seals the spool. Raises ValueError without a key: exact requests would be written in clear."""
+    seal = Seal.from_file(Path(path) if path else None, environ)
+    if seal is None:
+        raise ValueError(
+            f"The spool is to be encrypted, but there is no key. Next: set {KEY_VARIABLE} or give a key file."
+        )
+    return seal
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +75,7 @@ class CaptureConfig:
     captures_dir: Path | None = None
     spool_dir: Path | None = None
     spool_max_age_s: float = 900.0
+    spool_seal: Seal | None = None
     sample: float = 1.0
     redaction: Redaction = field(default_factory=Redaction)
     paths: frozenset[str] = frozenset(_DEFAULT_PATHS)
@@ -73,7 +92,10 @@ class CaptureConfig:
         known = dict(values)
         drop, hashed = known.pop("drop", ()), known.pop("hash", ())
         key_file = known.pop("hmac_key_file", None)
-        key = Path(key_file).read_bytes().strip() if key_file else b""
+        key = redaction_key(Path(key_file) if key_file else None, os.environ)
+        if known.pop("spool_encrypt", False):
+            known["spool_seal"] = spool_seal(known.pop("spool_key_file", None), os.environ)
+        known.pop("spool_key_file", None)
         for name in ("captures_dir", "spool_dir", "measures_dir", "ready_file"):
             known[name] = Path(known[name]) if known.get(name) else None
         if "paths" in known:
@@ -195,7 +217,7 @@ class Recorder:
             for record in records:
                 head = record_head(record)
                 if spool is not None and _is_for_the_shadow(record):
-                    spooled.append(spool_line(record, head))
+                    spooled.append(spool_line(record, head, self.config.spool_seal))
                 if capture is not None and self._is_sampled(record):
                     captured.append(self._capture_line(record, head))
             if self._measures is not None:
@@ -305,13 +327,16 @@ def record_head(record: Recorded) -> str:
     )
 
 
-def spool_line(record: Recorded, head: str) -> bytes:
-    """One line of the spool: exact bytes, in base64. `head` is the record's."""
+def spool_line(record: Recorded, head: str, seal: Seal | None = None) -> bytes:
+    """One line of the spool: exact bytes, in base64, sealed where there is a seal. `head` is the record's."""
     truncated = ',"truncated":true' if record.truncated else ""
-    start = f'{head},"service_ms":{record.service_ms:.3f}{truncated},"request":"'
+    start = f'{head},"service_ms":{record.service_ms:.3f}{truncated},'
+    if seal is not None:
+        sealed = seal.close(record.request, record.response, record.request_id)
+        return b"".join((start.encode(), b'"sealed":"', sealed, b'"}\n'))
     request = b2a_base64(record.request, newline=False)
     response = b2a_base64(record.response, newline=False)
-    return b"".join((start.encode(), request, b'","response":"', response, b'"}\n'))
+    return b"".join((start.encode(), b'"request":"', request, b'","response":"', response, b'"}\n'))
 
 
 def _is_for_the_shadow(record: Recorded) -> bool:

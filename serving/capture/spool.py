@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serving.capture.sealing import KEY_VARIABLE, Seal, SpoolSealed
 from serving.capture.segments import TRAILER, SegmentName, list_segments
 from serving.endpoint import Exchange
 from serving.errors import ServingError
@@ -76,12 +77,14 @@ def unread_bytes(folder: Path, cursor: str) -> int:
     return unread
 
 
-def read_exchanges(folder: Path, cursor: str | None, limit: int) -> tuple[list[Exchange], str]:
+def read_exchanges(
+    folder: Path, cursor: str | None, limit: int, seal: Seal | None = None
+) -> tuple[list[Exchange], str]:
     """Up to `limit` exchanges beyond `cursor`, oldest first over all replicas, and where to read on.
 
     `cursor=None` starts at now: no exchanges, only a cursor. An unfinished last line waits for
     the next call. Exchanges whose bodies were too large to be spooled whole are left out.
-    Raises `CursorInvalid`.
+    Raises `CursorInvalid`, and `SpoolSealed` for records that `seal` does not open.
     """
     segments = list_segments(folder)
     if cursor is None:
@@ -92,7 +95,7 @@ def read_exchanges(folder: Path, cursor: str | None, limit: int) -> tuple[list[E
     for name in segments:
         by_writer.setdefault(name.writer, []).append(name)
     streams = [
-        _follow(folder, writer, names, at.writers.setdefault(writer, _Position(names[0].sequence, 0)))
+        _follow(folder, writer, names, at.writers.setdefault(writer, _Position(names[0].sequence, 0)), seal)
         for writer, names in by_writer.items()
     ]
     exchanges: list[Exchange] = []
@@ -117,7 +120,9 @@ class _Line:
     exchange: Exchange | None
 
 
-def _follow(folder: Path, writer: str, names: list[SegmentName], start: _Position) -> Iterator[_Line]:
+def _follow(
+    folder: Path, writer: str, names: list[SegmentName], start: _Position, seal: Seal | None
+) -> Iterator[_Line]:
     """The lines of one writer from `start`, over its segments in order, lazily."""
     time, sequence, offset = 0.0, start.sequence, start.offset
     for name in names:
@@ -131,7 +136,7 @@ def _follow(folder: Path, writer: str, names: list[SegmentName], start: _Positio
             if document.get("segment_end"):
                 yield _Line(time, writer, sequence + 1, 0, None)
             else:
-                yield _Line(time, writer, sequence, end, _exchange(document))
+                yield _Line(time, writer, sequence, end, _exchange(document, seal))
 
 
 def _complete_lines(path: Path, offset: int) -> Iterator[tuple[bytes, int]]:
@@ -159,23 +164,36 @@ def _document(line: bytes) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _exchange(document: dict[str, Any]) -> Exchange | None:
+def _exchange(document: dict[str, Any], seal: Seal | None) -> Exchange | None:
     if document.get("truncated"):
         return None
     try:
+        request, response = _bodies(document, seal)
         return Exchange(
             request_id=document["request_id"],
             time=document["time"],
             version=document["version"],
             path=document["path"],
             content_type=document["content_type"],
-            request=a2b_base64(document["request"]),
+            request=request,
             status=document["status"],
-            response=a2b_base64(document["response"]),
+            response=response,
             service_ms=document["service_ms"],
         )
     except (KeyError, ValueError):
         return None
+
+
+def _bodies(document: dict[str, Any], seal: Seal | None) -> tuple[bytes, bytes]:
+    sealed = document.get("sealed")
+    if sealed is None:
+        return a2b_base64(document["request"]), a2b_base64(document["response"])
+    if seal is None:
+        raise SpoolSealed(
+            "the spool is encrypted, and this process has no key for it. Next: give it the replicas' key "
+            f"({KEY_VARIABLE}, or secrets/spool.key)"
+        )
+    return seal.open(sealed, document["request_id"])
 
 
 def _at_now(folder: Path, segments: list[SegmentName]) -> _Cursor:

@@ -156,6 +156,8 @@ def capture_document(spec: LlmSpec) -> dict[str, object]:
         "captures_dir": str(capture.captures_dir) if capture else None,
         "spool_dir": str(spool.dir) if spool else None,
         "spool_max_age_s": spool.max_age_s if spool else 900.0,
+        "spool_encrypt": bool(spool and spool.encrypt),
+        "spool_key_file": str(spool.key_file) if spool and spool.key_file else None,
         "sample": capture.sample if capture else 0.0,
         "drop": list(capture.drop) if capture else [],
         "hash": list(capture.hash) if capture else [],

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from typing import Any, cast
 
+from serving.capture.sealing import Seal
 from serving.capture.segments import list_segments
 from serving.capture.spool import read_exchanges
 from serving.completions import TEXT_PATHS
@@ -62,11 +64,12 @@ def recent_prompts(spec: LlmSpec) -> list[Exchange]:
     """The newest spooled requests for text, of whichever version answered them; oldest first."""
     if spec.serving.warm_up_prompts == 0:
         return []
+    seal = Seal.from_file(spec.spool.key_file if spec.spool else None, os.environ)
     found: list[Exchange] = []
     for slot in Slot:
         folder = spec.spool_of_endpoint / slot.value
         if list_segments(folder):
-            exchanges, _ = read_exchanges(folder, _FROM_THE_BEGINNING, _READ_MAX)
+            exchanges, _ = read_exchanges(folder, _FROM_THE_BEGINNING, _READ_MAX, seal)
             found += [one for one in exchanges if one.path in TEXT_PATHS and one.status == 200]
     found.sort(key=lambda one: one.time)
     return found[-spec.serving.warm_up_prompts :]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from serving.capture.middleware import CaptureMiddleware
-from serving.capture.recorder import CaptureConfig, Recorder
+from serving.capture.recorder import CaptureConfig, Recorder, redaction_key, spool_seal
 from serving.capture.redact import Redaction
 from serving.replica.app import ReplicaApp
 from serving.replica.errors import LoadFailed, RegistryUnreachable
@@ -39,7 +40,7 @@ def capture_config(spec: ReplicaSpec) -> CaptureConfig | None:
     spool = spec.spool if spec.spool is not None and spec.spool.enabled else None
     if capture is None and spool is None:
         return None
-    key = spec.hmac_key_file.read_bytes().strip() if spec.hmac_key_file is not None else b""
+    key = redaction_key(spec.hmac_key_file, os.environ)
     return CaptureConfig(
         endpoint=spec.endpoint,
         slot=spec.slot,
@@ -48,6 +49,7 @@ def capture_config(spec: ReplicaSpec) -> CaptureConfig | None:
         captures_dir=capture.captures_dir if capture is not None else None,
         spool_dir=spool.dir if spool is not None else None,
         spool_max_age_s=spool.max_age_s if spool is not None else 900.0,
+        spool_seal=spool_seal(spool.key_file, os.environ) if spool is not None and spool.encrypt else None,
         sample=capture.sample if capture is not None else 0.0,
         redaction=Redaction.of(capture.drop, capture.hash, key) if capture is not None else Redaction(),
         paths=frozenset({"/invocations"}),

@@ -34,6 +34,10 @@ class SpoolSpec(_Part):
     dir: Path = Field(description="Folder of the slot: `settings.spool_dir / endpoint / slot`.")
     enabled: bool = Field(default=True, description="Without it nothing is spooled.")
     max_age_s: float = Field(default=900, gt=0, le=900, description="Segments older than this are deleted.")
+    encrypt: bool = Field(default=False, description="Bodies are sealed with the spool's key.")
+    key_file: Path | None = Field(
+        None, description="Where that key is, unless INTERLOCK_SECRET_SPOOL has it."
+    )
 
 
 class ReplicaSpec(_Part):

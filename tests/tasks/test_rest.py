@@ -129,3 +129,23 @@ def test_a_server_that_comes_back_is_found_even_by_a_post() -> None:
         with pytest.raises(ServerUnavailable, match="does not answer"):
             Server("MLflow", f"http://127.0.0.1:{port}", {}, sleep=slept.append).call("POST", "/x", {})
     assert slept == [0.2, 0.5, 1.0]
+
+
+def test_a_patient_caller_waits_half_a_minute_and_repeats_a_time_out() -> None:
+    """`interlock up` on a busy machine: Prefect listens long before it answers in time."""
+    slept: list[float] = []
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(16)
+        server = Server(
+            "Prefect", f"http://127.0.0.1:{silent.getsockname()[1]}", {}, patient=True, sleep=slept.append
+        )
+        server._client.timeout = 0.05
+        with pytest.raises(ServerUnavailable, match="ReadTimeout"):
+            server.call("GET", "/x")
+        assert len(slept) == 7
+        assert sum(slept) > 30
+        slept.clear()
+        with pytest.raises(ServerUnavailable):
+            server.call("POST", "/x", {})
+        assert slept == [], "it may have had its effect"
