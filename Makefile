@@ -19,7 +19,7 @@ LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --extra aws 
 PYTEST := $(BIN)/python -m pytest
 export DO_NOT_TRACK := 1
 
-.PHONY: help install vllm-env lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-release bench-drift bench-llm reliability drill drift-on-flights clean
+.PHONY: help install vllm-env lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-look bench-release bench-drift bench-llm reliability drill drift-on-flights clean
 
 help: ## Print the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -106,6 +106,9 @@ bench-llm: $(STAMP) ## What gateway and capture cost a stream, beside vLLM itsel
 
 bench-decisions: $(STAMP) ## The evidence engine beside others
 	$(BIN)/python -m benchmarks.decisions
+
+bench-look: $(STAMP) ## CPU time of one look over a million new observations
+	$(BIN)/python -m benchmarks.decisions.look
 
 clean: ## Remove what was installed and generated; the state folder stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info demo.json

@@ -23,10 +23,12 @@ class Tally:
         """First-seen units. Only the family that knows all requests tells the sample ratio."""
         if family.gauge != SERVICE:
             return
-        for value in np.unique(pi):
-            side = candidate[pi == value]
-            entered = self._entered.setdefault(float(value), np.zeros(2, np.int64))
-            entered += (np.count_nonzero(side), np.count_nonzero(~side))
+        shares, which = _distinct(pi)
+        of_share = np.bincount(which, minlength=shares.size)
+        ours = np.bincount(which[candidate], minlength=shares.size)
+        for value, total, side in zip(shares.tolist(), of_share, ours, strict=True):
+            entered = self._entered.setdefault(value, np.zeros(2, np.int64))
+            entered += (side, total - side)
 
     def close(
         self,
@@ -43,15 +45,17 @@ class Tally:
         """
         dither = ((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(11)).astype(np.float64) / 2.0**53
         whole = count * family.scale
-        for value in np.unique(pi):
-            of_pi = pi == value
-            for arm, side in enumerate((candidate, ~candidate)):
-                rows = of_pi & side
-                if not rows.any():
-                    continue
-                most, chance = whole[rows], dither[rows]
-                for index, metric in enumerate(family.metrics):
-                    self._add(float(value), arm, metric, _levels(bad[index][rows], most, chance))
+        shares, cell = _distinct(pi)
+        cell = 2 * cell + ~candidate
+        sizes = np.bincount(cell, minlength=2 * shares.size)
+        for index, metric in enumerate(family.metrics):
+            some = np.flatnonzero(bad[index] != 0)
+            level = _levels(bad[index][some], whole[some], dither[some])
+            counts = np.bincount(cell[some] * LEVELS.size + level, minlength=sizes.size * LEVELS.size)
+            counts = counts.reshape(sizes.size, LEVELS.size)
+            counts[:, 0] += sizes - counts.sum(axis=1)
+            for at in np.flatnonzero(sizes):
+                self._add(float(shares[at // 2]), int(at % 2), metric, counts[at])
 
     def close_requests(self, family: Family, share: FloatArray, candidate: BoolArray, bad: BadArray) -> None:
         """Units that are single requests."""
@@ -88,19 +92,19 @@ class Tally:
 
 
 def _levels(bad: NDArray[np.int32], most: NDArray[np.int32], dither: FloatArray) -> IntArray:
-    """How many means bad/most fall on each level."""
-    counts = np.zeros(LEVELS.size, np.int64)
-    between = (bad > 0) & (bad < most)
-    counts[-1] = np.count_nonzero(bad >= most)
-    counts[0] = bad.size - counts[-1]
-    some = np.count_nonzero(between)
-    if some:
-        counts[0] -= some
-        exact = np.round(bad[between] / most[between] * _STEPS, 9)
-        floor = np.floor(exact)
-        rounded = (floor + (dither[between] < exact - floor)).astype(np.int64)
-        counts += np.bincount(rounded, minlength=LEVELS.size)
-    return counts
+    """The level on which each mean bad/most falls."""
+    if np.array_equal(bad, most):
+        return np.full(bad.size, _STEPS)
+    exact = np.round(bad / most * _STEPS, 9)
+    floor = np.floor(exact)
+    return (floor + (dither < exact - floor)).astype(np.int64)
+
+
+def _distinct(values: FloatArray) -> tuple[FloatArray, IntArray]:
+    """The values that there are, rising, and which of them each one is."""
+    if values.size and np.all(values == values[0]):
+        return values[:1], np.zeros(values.size, np.int64)
+    return np.unique(values, return_inverse=True)
 
 
 def _rounded(bad: BadArray, scale: int) -> IntArray:

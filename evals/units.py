@@ -163,21 +163,22 @@ class _Game:
     ) -> IntArray:
         """Requests of named users at one share."""
         users = self.users
-        keys, first, codes = np.unique(key, return_index=True, return_inverse=True)
+        order, starts, keys = _by_user(key)
+        first = order[starts]
         self._close(users.moved(share, float(time[0])), tally)
-        pi, enters = users.draw(keys, first, share)
-        side = candidate[first[enters]]
-        tally.enter(self.family, pi, side)
-        users.enter(keys[enters], pi, side, share=share, start=time[first[enters]])
-
-        row = users.rows(keys)[codes]
-        inside = row >= 0
-        at = np.where(inside, row, 0)
-        inside &= users.fits(at, share, candidate, time) if users.open_count else False
-        users.fill(row[inside], bad[:, inside])
-        self._close(users.full(), tally)
+        pi, enters, row = users.admit(keys, first, candidate[first], time[first], share=share)
+        tally.enter(self.family, pi, candidate[first[enters]])
+        row = np.repeat(row, np.diff(starts, append=key.size))
+        time, candidate = time[order], candidate[order]
         late = (row < 0) & (time <= self._seen_to)
         ours = np.count_nonzero(late & candidate)
+        if users.open_count:
+            row[~users.fits(row, share, candidate, time)] = -1
+            row[~users.count_in(row)] = -1
+            rows = np.empty_like(row)
+            rows[order] = row
+            users.add(rows, bad)
+        self._close(users.full(), tally)
         return np.array([ours, np.count_nonzero(late) - ours])
 
     def _close(self, rows: BoolArray, tally: Tally) -> None:
@@ -227,7 +228,7 @@ class UnitTracker:
         Raises ValueError where a column is missing.
         """
         requests = self._read(frame)
-        if self._waiting is not None:
+        if self._waiting is not None and self._waiting.time.size:
             requests = self._waiting.join(requests)
         if labels:
             requests.label(labels)
@@ -326,10 +327,28 @@ def _user_keys(user: NDArray[np.object_]) -> tuple[NDArray[np.uint64], BoolArray
     import pandas as pd
     from pandas.core.util.hashing import hash_array
 
-    anonymous = np.asarray(pd.isna(user), np.bool_) | (user == "")
+    key = np.asarray(hash_array(user, categorize=False), np.uint64)
+    none = hash_array(np.array(["", *map(str, (None, np.nan, pd.NA, pd.NaT))], object), categorize=False)
+    anonymous = np.isin(key, none)
     if anonymous.any():
-        user = np.where(anonymous, "", user)
-    return np.asarray(hash_array(user, categorize=False), np.uint64), anonymous
+        named = user[anonymous]  # somebody may be called "None"
+        anonymous[anonymous] = np.asarray(pd.isna(named), np.bool_) | (named == "")
+    return key, anonymous
+
+
+def _by_user(key: NDArray[np.uint64]) -> tuple[IntArray, IntArray, NDArray[np.uint64]]:
+    """The order of the requests by user, then by arrival; where in it each user begins; the users."""
+    order = np.argsort(key)  # several times as fast as a stable sort, which the packing makes up for
+    ordered = key[order]
+    begins = np.ones(key.size, np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
+    starts = np.flatnonzero(begins)
+    if starts.size < key.size:
+        packed = (np.cumsum(begins) << 32) | order
+        packed.sort()
+        order = packed & 0xFFFFFFFF
+        ordered = ordered[starts]
+    return order, starts, ordered
 
 
 def _runs(values: FloatArray) -> list[tuple[int, int]]:

@@ -6,6 +6,8 @@ as the release lasts. The open windows: few, for they close within seconds.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,9 @@ USERS_MAX = 5_000_000
 """Users remembered in a release, at ten bytes each; who comes later is no unit of evidence."""
 _OURS = 0
 """Code of users on the candidate's side: nothing is left to draw."""
+_NEW = -1
+"""Code of users never seen, who are nobody's yet."""
+T = TypeVar("T", bound=np.generic)
 _OPEN = ("key", "start", "share", "pi", "candidate", "count")
 
 Closed = tuple[NDArray[np.uint64], FloatArray, BoolArray, NDArray[np.int32], NDArray[np.int32]]
@@ -52,59 +57,71 @@ class Users:
         """Windows that are open."""
         return int(self.key.size)
 
-    def rows(self, keys: NDArray[np.uint64]) -> IntArray:
-        """Rows of the open windows of these users (sorted), -1 where there is none."""
-        return _find(self.key, keys)
-
-    def draw(self, keys: NDArray[np.uint64], first: IntArray, share: float) -> tuple[FloatArray, BoolArray]:
-        """Which of these users (sorted; `first` orders their arrival) this share draws afresh.
-
-        Returns their pi, and a mask over `keys`. Of users never seen only as many as may be remembered.
-        """
-        at = _find(self._known, keys)
-        is_new = at < 0
-        held = np.zeros(keys.size)
-        held[~is_new] = np.asarray(self._held)[self._code[at[~is_new]]]
-        enters = (share > held + 1e-12) & (self.rows(keys) < 0)
-        room = self._most - self._known.size
-        if np.count_nonzero(is_new) > room:
-            latest = np.flatnonzero(is_new)[np.argsort(first[is_new], kind="stable")[max(room, 0) :]]
-            enters[latest] = False
-        pi = np.round((share - held[enters]) / (1 - held[enters]), 12)
-        return pi, enters
-
-    def enter(
+    def admit(
         self,
         keys: NDArray[np.uint64],
-        pi: FloatArray,
+        first: IntArray,
         candidate: BoolArray,
+        start: FloatArray,
         *,
         share: float,
-        start: FloatArray,
-    ) -> None:
-        """Open a window for each of these users (sorted), and remember their side."""
-        if not keys.size:
-            return
-        codes = np.where(candidate, _OURS, self._code_of(share)).astype(np.uint16)
-        at = _find(self._known, keys)
-        self._code[at[at >= 0]] = codes[at >= 0]
-        fresh = at < 0
-        place = np.searchsorted(self._known, keys[fresh])
-        self._known = np.insert(self._known, place, keys[fresh])
-        self._code = np.insert(self._code, place, codes[fresh])
+    ) -> tuple[FloatArray, BoolArray, IntArray]:
+        """Open a window for those of these users whom this share draws afresh, and remember their side.
 
-        place = np.searchsorted(self.key, keys)
-        new = {
-            "key": keys,
-            "start": start,
-            "share": np.full(keys.size, share),
-            "pi": pi,
-            "candidate": candidate,
-            "count": np.zeros(keys.size, np.int32),
-        }
-        for name, values in new.items():
-            setattr(self, name, np.insert(getattr(self, name), place, values))
-        self.bad = np.insert(self.bad, place, 0, axis=1)
+        `keys` are sorted; `first` orders their arrival, `candidate` and `start` are side and time of
+        their first request. Returns the pi of those who enter, a mask of them over `keys`, and the row of
+        everybody's open window, -1 where there is none. Of users never seen only as many enter as may be
+        remembered.
+        """
+        place, is_known = _find(self._known, keys)
+        held = np.array([*self._held, 0.0])
+        code = np.full(keys.size, _NEW, np.int64)
+        code[is_known] = self._code[place[is_known]]
+        enters = (share > held + 1e-12)[code]
+        row, is_open = _find(self.key, keys)
+        enters &= ~is_open
+        room = self._most - self._known.size
+        if keys.size - np.count_nonzero(is_known) > room:
+            is_new = np.flatnonzero(~is_known)
+            enters[is_new[np.argsort(first[is_new], kind="stable")[max(room, 0) :]]] = False
+        pi = np.round((share - held) / np.maximum(1 - held, 1e-12), 12)[code[enters]]
+        side = candidate[enters]
+        self._remember(keys[enters], place[enters], is_known[enters], side, share)
+        self._open(keys[enters], row[enters], pi, side, start[enters], share)
+        # Windows that were open move up by as many as were opened before them.
+        row = row + np.cumsum(enters) - enters
+        row[~(is_open | enters)] = -1
+        return pi, enters, row
+
+    def _remember(
+        self, keys: NDArray[np.uint64], place: IntArray, is_known: BoolArray, side: BoolArray, share: float
+    ) -> None:
+        """Note what is known now of the side of these users, who lie or belong at `place`."""
+        codes = np.where(side, np.uint16(_OURS), np.uint16(self._code_of(share)))
+        self._code[place[is_known]] = codes[is_known]
+        at = place[~is_known]
+        at += np.arange(at.size)
+        self._known = _merged(self._known, keys[~is_known], at)
+        self._code = _merged(self._code, codes[~is_known], at)
+
+    def _open(
+        self,
+        keys: NDArray[np.uint64],
+        place: IntArray,
+        pi: FloatArray,
+        side: BoolArray,
+        start: FloatArray,
+        share: float,
+    ) -> None:
+        """Open windows for these users."""
+        at = place + np.arange(place.size)
+        self.key = _merged(self.key, keys, at)
+        self.start = _merged(self.start, start, at)
+        self.share = _merged(self.share, np.full(keys.size, share), at)
+        self.pi = _merged(self.pi, pi, at)
+        self.candidate = _merged(self.candidate, side, at)
+        self.count = _merged(self.count, np.zeros(keys.size, np.int32), at)
+        self.bad = _merged(self.bad, np.zeros((len(self.bad), keys.size), np.int32), at)
 
     def fits(self, rows: IntArray, share: float, candidate: BoolArray, time: FloatArray) -> BoolArray:
         """Whether requests belong into these open windows."""
@@ -112,19 +129,30 @@ class Users:
         inside = (self.share[rows] == share) & (candidate == self.candidate[rows])
         return inside & (time >= start) & (time <= start + self._window.seconds)
 
-    def fill(self, rows: IntArray, bad: BadArray) -> None:
-        """Add requests to their windows, first come first counted, up to the window's size."""
-        adding = np.bincount(rows, minlength=self.key.size)
-        if np.any(self.count + adding > self._window.requests):
-            fits = self.count[rows] + _rank(rows) < self._window.requests
-            rows, bad = rows[fits], bad[:, fits]
-            adding = np.bincount(rows, minlength=self.key.size)
+    def count_in(self, rows: IntArray) -> BoolArray:
+        """Count requests into their windows; which of them are among the first that a window holds.
+
+        `rows` rise, and those of one window are in order of arrival; -1 belongs to no window.
+        """
+        counted = rows >= 0
+        inside = rows[counted]
+        adding = np.bincount(inside, minlength=self.key.size)
+        room = self._window.requests - self.count
+        if np.any(adding > room):
+            first = np.cumsum(adding) - adding
+            counted[counted] = np.arange(inside.size) - first[inside] < room[inside]
+            adding = np.minimum(adding, room)
         self.count += adding.astype(np.int32)
+        return counted
+
+    def add(self, rows: IntArray, bad: BadArray) -> None:
+        """Add the values of counted requests, shape (metrics, n), to their windows; -1 is none."""
         for index, values in enumerate(bad):
-            hit = np.flatnonzero(values)
-            if hit.size:
-                added = np.bincount(rows[hit], weights=values[hit], minlength=self.key.size)
-                self.bad[index] += added.astype(np.int32)
+            hit = np.flatnonzero(values != 0)
+            row = rows[hit]
+            if row.size and row.min() < 0:
+                hit, row = hit[row >= 0], row[row >= 0]
+            np.add.at(self.bad[index], row, values[hit].astype(np.int32))
 
     def over(self, watermark: float) -> BoolArray:
         """Windows whose time is over."""
@@ -140,10 +168,12 @@ class Users:
 
     def close(self, rows: BoolArray) -> Closed:
         """Take these windows out."""
-        closed = self.key[rows], self.pi[rows], self.candidate[rows], self.count[rows], self.bad[:, rows]
+        every = bool(rows.all())
+        out, kept = (slice(None), slice(0)) if every else (rows, ~rows)
+        closed = self.key[out], self.pi[out], self.candidate[out], self.count[out], self.bad[:, out]
         for name in _OPEN:
-            setattr(self, name, getattr(self, name)[~rows])
-        self.bad = self.bad[:, ~rows]
+            setattr(self, name, getattr(self, name)[kept])
+        self.bad = self.bad[:, kept]
         return closed
 
     def _code_of(self, share: float) -> int:
@@ -152,19 +182,24 @@ class Users:
         return self._held.index(share, 1)
 
 
-def _find(table: NDArray[np.uint64], keys: NDArray[np.uint64]) -> IntArray:
-    """Where these sorted keys are in a sorted table, -1 where they are not."""
+def _find(table: NDArray[np.uint64], keys: NDArray[np.uint64]) -> tuple[IntArray, BoolArray]:
+    """Where these sorted keys are in a sorted table, or would have to be; and whether they are."""
     if not table.size:
-        return np.full(keys.size, -1, np.int64)
-    at = np.minimum(np.searchsorted(table, keys), table.size - 1)
-    return np.where(table[at] == keys, at, -1)
+        return np.zeros(keys.size, np.int64), np.zeros(keys.size, np.bool_)
+    place = np.searchsorted(table, keys)
+    return place, table[np.minimum(place, table.size - 1)] == keys
 
 
-def _rank(rows: IntArray) -> IntArray:
-    """For each entry, how many equal ones come before it."""
-    order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    rank = np.empty(rows.size, np.int64)
-    rank[order] = np.arange(rows.size) - np.repeat(starts, np.diff(np.r_[starts, rows.size]))
-    return rank
+def _merged(old: NDArray[T], new: NDArray[T], at: IntArray) -> NDArray[T]:
+    """Columns (the last axis) of `old`, with those of `new` at these columns of the result."""
+    if not new.shape[-1]:
+        return old
+    if not old.shape[-1]:
+        return new
+    size = old.shape[-1] + at.size
+    is_old = np.ones(size, np.bool_)
+    is_old[at] = False
+    merged = np.empty((*old.shape[:-1], size), old.dtype)
+    merged[..., at] = new
+    merged[..., is_old] = old
+    return merged

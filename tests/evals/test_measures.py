@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -79,9 +80,8 @@ def release(
     tracker, judge = UnitTracker(POLICY, "request", THRESHOLDS), CanaryJudge(POLICY, THRESHOLDS)
     made, stored = [], []
     for index in range(looks):
-        frame = traffic(rng, size=400, pi=0.5, slower=slower, known=known).assign(
-            time=lambda f, i=index: f["time"] + i
-        )
+        frame = traffic(rng, size=400, pi=0.5, slower=slower, known=known)
+        frame["time"] += index
         stored.append(StoredLook(tracker.observe(frame, index + 1.0), 1, float(index)))
         made.append(judge.look(stored[-1].statistics, step=1, seconds_at_step=float(index)))
         if made[-1].verdict.outcome in (Outcome.PASS, Outcome.FAIL):
@@ -148,6 +148,7 @@ def test_a_user_enters_a_measure_with_the_first_known_request() -> None:
 def test_a_measure_that_one_version_reports_less_often_says_nothing() -> None:
     rng = np.random.default_rng(2)
     uneven = CanaryJudge(POLICY, THRESHOLDS)
+    look = uneven.look(LookStatistics(), step=1, seconds_at_step=0)
     for _ in range(12):
         quiet = traffic(rng, size=400, pi=0.5, slower=1.0, known=1.0)
         quiet.loc[quiet["candidate"] & (rng.random(400) < 0.8), "ttft_ms"] = math.nan
@@ -203,7 +204,7 @@ LABELS = POLICY.model_copy(update={"measures": {}, "quality": Quality(margin=0.2
 NO_LATENCY = LatencyThresholds({})
 
 
-def labelled(by: str = "request", policy: Canary = LABELS) -> UnitTracker:
+def labelled(by: Literal["user", "request"] = "request", policy: Canary = LABELS) -> UnitTracker:
     return UnitTracker(policy, by, NO_LATENCY, quality=True)
 
 
@@ -255,6 +256,7 @@ def quality_release(rng: np.random.Generator, *, worse: float, looks: int = 40) 
     skill, bucket = rng.uniform(0.5, 1.0, users), rng.random(users)
     tracker, judge = labelled("user"), CanaryJudge(LABELS, NO_LATENCY, quality=True)
     due: dict[int, dict[str, float]] = {}
+    look = judge.look(LookStatistics(), step=0, seconds_at_step=0)
     for index in range(looks):
         step, share = (0, 0.1) if index < looks // 2 else (1, 0.5)
         user = rng.integers(0, users, size) + (users * index // 4) % 7919
@@ -308,11 +310,11 @@ def test_only_so_many_users_are_remembered() -> None:
     def arrive(*keys: int, share: float, candidate: bool = False) -> list[int]:
         table = np.array(sorted(keys), np.uint64)
         first = np.array([keys.index(int(key)) for key in table])
-        pi, enters = users.draw(table, first, share)
-        entered = table[enters]
-        users.enter(entered, pi, np.full(entered.size, candidate), share=share, start=np.zeros(entered.size))
+        side, start = np.full(table.size, candidate), np.zeros(table.size)
+        _, enters, row = users.admit(table, first, side, start, share=share)
+        assert np.array_equal(row >= 0, enters)
         users.close(np.ones(users.open_count, np.bool_))
-        return entered.tolist()
+        return table[enters].tolist()
 
     assert arrive(9, 7, 8, 1, share=0.1) == [7, 8, 9]
     assert arrive(1, 2, share=0.1) == []

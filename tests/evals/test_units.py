@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,9 @@ POLICY = Canary(settle_s=2, window=Window(requests=3, seconds=10))
 
 
 def tracker(
-    by: str = "user", policy: Canary = POLICY, thresholds: LatencyThresholds = NO_LATENCY
+    by: Literal["user", "request"] = "user",
+    policy: Canary = POLICY,
+    thresholds: LatencyThresholds = NO_LATENCY,
 ) -> UnitTracker:
     return UnitTracker(policy, by, thresholds)
 
@@ -172,6 +175,13 @@ def test_quantising_keeps_the_expectation() -> None:
     assert mean == pytest.approx(1 / 3, abs=4 * 0.05 * 0.5 / math.sqrt(6000))
 
 
+def test_only_requests_without_a_user_are_anonymous() -> None:
+    """Nobody is anonymous for a name that looks like nothing."""
+    rows = [{"user": user} for user in ("None", "nan", "None", "nan", None, math.nan, "")]
+    look = tracker().observe(requests(rows), now=100)
+    assert sum(group.entered_champion for group in look.groups) == 2 + 3
+
+
 def test_a_missing_column_is_named() -> None:
     with pytest.raises(ValueError, match="lack share"):
         tracker().observe(requests().drop(columns="share"), now=0)
@@ -188,10 +198,12 @@ def test_thresholds_need_enough_past() -> None:
 # A reference that goes request by request -----------------------------------------------------
 
 
-def slow_reference(rows: list[dict], policy: Canary, end: float) -> dict[tuple[float, bool, float], int]:
+def slow_reference(
+    rows: list[dict[str, Any]], policy: Canary, end: float
+) -> dict[tuple[float, bool, float], int]:
     """All closed units of requests that are complete and in order: (pi, candidate, mean) -> number."""
     held: dict[str, float] = {}
-    windows: dict[str, dict] = {}
+    windows: dict[str, dict[str, Any]] = {}
     units: dict[tuple[float, bool, float], int] = {}
 
     def close(user: str) -> None:
@@ -239,7 +251,7 @@ def test_agrees_with_the_slow_reference_however_the_looks_fall(seed: int, cuts: 
     share = steps[np.minimum((times / 10).astype(int), 3)]
     bucket = rng.random(12)
     user = rng.integers(0, 12, size)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "time": float(times[i]),
             "user": f"user-{user[i]}",
