@@ -30,6 +30,10 @@ from configs.text_shadow import TextShadow
 from configs.vertex import Vertex
 from configs.watch import Watch
 
+LOOKS_MAX = 50_000
+"""Looks that a canary keeps, each some kilobytes: the bound of what a release leaves in the journal."""
+_REPLICAS_FEW = 3
+
 
 class Batch(Section):
     """Joins requests that wait while a prediction runs. Only for models whose rows are independent."""
@@ -168,6 +172,12 @@ class Canary(Section):
     min_units: int = Field(default=50, ge=1, description="Candidate units seen at a step before the next.")
     look_every_s: float = Field(default=2, gt=0, description="Time between looks; looking is free.")
     settle_s: float = Field(default=2, ge=0, description="Requests younger than this are not looked at yet.")
+    warm_up_s: float = Field(
+        default=5,
+        ge=0,
+        description="Times of requests that come this soon after a share was first granted are no evidence "
+        "against either version (caches fill); their errors are.",
+    )
     lease_s: float = Field(
         default=30, ge=3, description="A share that is not renewed for this long returns to zero."
     )
@@ -206,6 +216,12 @@ class Canary(Section):
         if self.look_every_s * 3 > self.lease_s:
             raise ValueError(
                 "canary.lease_s must be at least three times canary.look_every_s, or the lease runs out"
+            )
+        seconds = self.bake_s * (len(self.steps) - 1) + self.soak_s
+        if seconds / self.look_every_s > LOOKS_MAX:
+            raise ValueError(
+                f"canary.look_every_s must be at least {seconds / LOOKS_MAX:.3g} for bakes and soak of "
+                f"{seconds:g} s: a release keeps {LOOKS_MAX} looks"
             )
         return self
 
@@ -255,6 +271,22 @@ class Policy(Section):
     )
     retention: Retention = Field(default_factory=Retention, description="How long records are kept.")
     watch: Watch = Field(default_factory=Watch, description="After the promotion.")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed but weakens the evidence, in words."""
+        count = {
+            "local": _REPLICAS_FEW,  # both versions run on the same machine: its noise is shared
+            "sagemaker": self.sagemaker.instances if self.sagemaker else 0,
+            "vertex": self.vertex.autoscale.min_replicas if self.vertex else 0,
+        }[self.platform]
+        if count >= _REPLICAS_FEW:
+            return ()
+        text = (
+            f"only {count} of its own hosts for each version: a noisy host looks like a bad version; "
+            f"{_REPLICAS_FEW} or more average it out ({self.platform})"
+        )
+        return (text,)
 
     @model_validator(mode="after")
     def _possible(self) -> Policy:

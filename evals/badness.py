@@ -95,7 +95,9 @@ def badness(
     """Values of shape (metrics, n) in 0..scale, and for which requests they are known, shape (n,).
 
     A time that nobody measured is the client's wait, else endless; other columns are unknown where
-    they are NaN or negative, and for all requests where the frame lacks them.
+    they are NaN or negative, and for all requests where the frame lacks them. Requests whose column
+    `is_warm` is false are over no threshold of either version: their times say nothing. That favours
+    neither null, for zero is not above zero; budgets and errors count them like any other.
     """
     size = len(frame)
     total = _column(frame, "total_ms")
@@ -118,12 +120,15 @@ def badness(
         bad[0] = frame["failed"].to_numpy(np.bool_)
         row = 1
     strata, codes = _strata(frame, thresholds)
+    cold = ~frame["is_warm"].to_numpy(np.bool_) if "is_warm" in frame.columns else None
     adjusted: dict[float, FloatArray] = {}
     for one in family.relative:
         if one.slack not in adjusted:
             adjusted[one.slack] = np.where(candidate, values / (1 + one.slack), values)
         limits = np.array([thresholds.limit(one.quantile, stratum) for stratum in strata])
         np.greater(adjusted[one.slack], limits[0] if limits.size == 1 else limits[codes], out=bad[row])
+        if cold is not None:
+            bad[row, cold] = 0
         row += 1
     for one in family.absolute:
         np.greater(total, one.limit, out=bad[row])

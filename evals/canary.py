@@ -21,22 +21,28 @@ from typing import Any
 from configs.policy import Canary
 from evals.contrast import Contrast
 from evals.evidence import RESTAKE_AT_STEP, RESTAKE_PER_UNIT, Evidence, Question, log_mean
+from evals.explaining import (
+    LOST_TELEMETRY,
+    lacks,
+    named,
+    of_missing,
+    of_promotion,
+    of_rollback,
+    of_waiting,
+    spoken,
+)
 from evals.looks import (
     ERRORS,
-    QUALITY,
     LatencyThresholds,
     LookStatistics,
     StoredLook,
     UnitGroup,
-    budget_limits,
-    gauge_of,
     margin,
     required_quantiles,
-    slacks_of,
 )
 from evals.sequential import SampleRatio
 from evals.verdict import Finding, Outcome, Verdict
-from evals.wording import capped_e, e_text, lacking_text
+from evals.wording import capped_e, e_text
 
 _LOG_LOST = math.log(1000)
 """The sample-ratio test stops a release wrongly in at most 1 of 1000."""
@@ -122,6 +128,16 @@ class CanaryJudge:
         numbers = self._numbers(harms, required, log_lost, stuck_candidate, stuck_champion)
         return Look(verdict, advance, numbers, self._progress(verdict, harms, required, pi))
 
+    def take(self, stored: StoredLook) -> Look:
+        """One look from its stored numbers: the same live, resumed, and years later."""
+        return self.look(
+            stored.statistics,
+            step=stored.step,
+            seconds_at_step=stored.seconds_at_step,
+            stuck_candidate=stored.stuck_candidate,
+            stuck_champion=stored.stuck_champion,
+        )
+
     def _enter_step(self, step: int) -> None:
         if step == self._step:
             return
@@ -161,26 +177,32 @@ class CanaryJudge:
                 " Next: let the champion serve more requests first, or require other quantiles."
             )
             missing = tuple(Finding(margin(name), Outcome.ERROR, reason) for name in self._missing)
-            return Verdict(Outcome.ERROR, reason, (*missing, *findings))
+            return Verdict(
+                Outcome.ERROR, reason, (*missing, *findings), would_change=of_missing(self._missing)
+            )
         waiting = self._waiting(seconds_at_step, stuck)
         undecided = [question for question in required if question.log_e < self._log_promote]
         if not undecided and waiting is None:
             units, _ = self._evidence.strata.units(ERRORS)
-            asked = ", ".join(_spoken(question.metric) for question in required)
+            asked = ", ".join(spoken(question.metric) for question in required)
             bound = 1 / self._policy.false_promote
             reason = f"no worse than its margins after {units} candidate units"
             reason += f": every E >= {bound:g} on {asked}, and the soak is over"
-            return Verdict(Outcome.PASS, reason, findings, 0.0)
+            return Verdict(Outcome.PASS, reason, findings, 0.0, of_promotion(self._policy, required))
+        fatal = self._evidence.failures_to(self._log_rollback, self._policy.steps[self._step] / 100)
+        change = of_waiting(self._policy, undecided, waiting, log_harm, fatal)
         if not undecided:
-            return Verdict(Outcome.INCONCLUSIVE, f"evidence suffices; {waiting}", findings, 0.0)
+            return Verdict(Outcome.INCONCLUSIVE, f"evidence suffices; {waiting}", findings, 0.0, change)
         etas = [question.eta for question in undecided]
         eta = (
             None
             if any(value is None for value in etas)
             else max(value for value in etas if value is not None)
         )
-        reason = "not yet proven no worse: " + "; ".join(self._lacks(question) for question in undecided)
-        return Verdict(Outcome.INCONCLUSIVE, reason, findings, eta)
+        reason = "not yet proven no worse: " + "; ".join(
+            lacks(self._policy, question) for question in undecided
+        )
+        return Verdict(Outcome.INCONCLUSIVE, reason, findings, eta, change)
 
     def _roll_back(self, harms: list[Question], log_harm: float) -> Verdict:
         ranked = sorted(harms, key=lambda harm: harm.log_e + math.log(harm.weight), reverse=True)
@@ -190,49 +212,28 @@ class CanaryJudge:
         )
         bound = 1 / self._policy.false_rollback
         reason = f"{findings[0].reason}; together E = {e_text(log_harm)} passed 1/alpha = {bound:g}"
-        return Verdict(Outcome.FAIL, reason, findings)
+        change = of_rollback(self._policy, ranked[0], self._evidence.strata.contrast(ranked[0].metric))
+        return Verdict(Outcome.FAIL, reason, findings, would_change=change)
 
     def _harm_finding(self, harm: Question, outcome: Outcome | None) -> Finding:
         contrast = self._evidence.strata.contrast(harm.metric)
         alone = harm.log_e + math.log(harm.weight) >= self._log_rollback
         outcome = outcome or (Outcome.FAIL if alone else Outcome.INCONCLUSIVE)
-        name = self._named(harm.metric)
+        name = named(self._policy, harm.metric)
         reason = f"{name}: {contrast.text}, E = {e_text(harm.log_e)} after {contrast.units} candidate units"
+        reason += f" ({self._requests[0]} requests)"
         needed = 1 / (self._policy.false_rollback * harm.weight)
         return _finding(harm.metric, outcome, reason, contrast, harm.log_e, needed)
 
     def _finding(self, question: Question) -> Finding:
         contrast = self._evidence.strata.contrast(question.metric)
         done = question.log_e >= self._log_promote
-        reason = f"{self._named(question.metric)}: {contrast.text}; "
-        reason += f"E = {e_text(question.log_e)}" if done else self._lacks(question)
+        reason = f"{named(self._policy, question.metric)}: {contrast.text}; "
+        reason += f"E = {e_text(question.log_e)}" if done else lacks(self._policy, question)
         outcome = Outcome.PASS if done else Outcome.INCONCLUSIVE
         return _finding(
             question.metric, outcome, reason, contrast, question.log_e, 1 / self._policy.false_promote
         )
-
-    def _lacks(self, question: Question) -> str:
-        needed = 1 / self._policy.false_promote
-        text = f"{_spoken(question.metric)} has E = {e_text(question.log_e)} of {needed:g}"
-        return f"{text}, {question.note or lacking_text(question.eta, 'candidate units')}"
-
-    def _named(self, metric: str) -> str:
-        """The question in words."""
-        if metric == ERRORS:
-            return ERRORS
-        if metric == QUALITY:
-            return "badness by labels"
-        kind, _, name = metric.partition("/")
-        gauge, quantile = gauge_of(name), name.rpartition("/")[2]
-        if kind == "budget":
-            limit = f"{budget_limits(self._policy)[name]:g}"
-            of = f"{quantile} budget of {limit} ms" if not gauge else f"{gauge} {quantile} budget of {limit}"
-            return f"requests over the {of}"
-        about = slacks_of(self._policy, gauge)
-        slack = about.tolerance if kind == "tolerance" else about.margin
-        more = f"with more {gauge}" if gauge else "slower"
-        divided = f"candidate's{'' if gauge else ' time'} divided by {1 + slack:g}"
-        return f"requests {more} than the champion's past {quantile} ({divided})"
 
     def _lost_telemetry(self, log_lost: float) -> Verdict:
         seen = f"{self._entered[0]} of {sum(self._entered)} units"
@@ -251,7 +252,7 @@ class CanaryJudge:
             needed=math.exp(_LOG_LOST),
             units=sum(self._entered),
         )
-        return Verdict(Outcome.ERROR, reason, (finding,))
+        return Verdict(Outcome.ERROR, reason, (finding,), would_change=LOST_TELEMETRY)
 
     def _waiting(self, seconds_at_step: float, stuck: str | None) -> str | None:
         """What the clock or the requests in flight still owe, besides evidence."""
@@ -327,7 +328,9 @@ class CanaryJudge:
         for question in required:
             done = question.log_e >= self._log_promote
             text = (
-                f"{_spoken(question.metric)} E = {e_text(question.log_e)}" if done else self._lacks(question)
+                f"{spoken(question.metric)} E = {e_text(question.log_e)}"
+                if done
+                else lacks(self._policy, question)
             )
             lines.append(f"no worse: {text}")
         return (*lines, f"{verdict.outcome}: {verdict.reason}")
@@ -338,25 +341,7 @@ def replay(
 ) -> list[Look]:
     """Make every decision of a release again from its stored looks; the same, byte for byte."""
     judge = CanaryJudge(policy, thresholds, quality=quality)
-    return [
-        judge.look(
-            look.statistics,
-            step=look.step,
-            seconds_at_step=look.seconds_at_step,
-            stuck_candidate=look.stuck_candidate,
-            stuck_champion=look.stuck_champion,
-        )
-        for look in looks
-    ]
-
-
-def _spoken(metric: str) -> str:
-    """'margin/p95' as 'latency p95', 'margin/ttft_ms/p95' as 'ttft_ms p95', 'budget/p95' as 'budget p95'."""
-    kind, _, name = metric.partition("/")
-    words = name.replace("/", " ")
-    if kind == "margin":
-        return words if gauge_of(name) else f"latency {words}"
-    return f"{kind} {words}".rstrip()
+    return [judge.take(look) for look in looks]
 
 
 def _is_stuck(candidate: int, champion: int, pi: float) -> str | None:

@@ -52,9 +52,11 @@ class Strata:
 
     def __init__(self) -> None:
         self._moments: dict[str, dict[float, FloatArray]] = {}
+        self._contrasts: dict[str, Contrast] = {}
 
     def add(self, group: UnitGroup) -> None:
         """Count one group of closed units."""
+        self._contrasts.clear()
         for arm, counts_by_metric in enumerate((group.candidate, group.champion)):
             for metric, counts in counts_by_metric.items():
                 stratum = self._moments.setdefault(metric, {}).setdefault(group.pi, np.zeros((2, 3)))
@@ -68,25 +70,34 @@ class Strata:
 
     def contrast(self, metric: str) -> Contrast:
         """The difference, averaged over strata that have both arms."""
-        strata = list(self._moments.get(metric, {}).values())
-        total = sum(strata, np.zeros((2, 3)))
-        means = [float(arm[1] / arm[0]) if arm[0] else None for arm in total]
-        units = int(total[0, 0])
-        both = [stratum for stratum in strata if stratum[0, 0] > 0 and stratum[1, 0] > 0]
-        if not both:
-            return Contrast(units, means[0], means[1], None, None)
-        weight = sum(float(stratum[0, 0]) for stratum in both)
-        difference, variance = 0.0, 0.0
-        for stratum in both:
-            n, sums, squares = stratum.T
-            share = float(n[0]) / weight
-            # Half a bad and half a good unit more: no interval of width 0 after clean units only.
-            smooth = (squares + 0.5) / (n + 1) - ((sums + 0.5) / (n + 1)) ** 2
-            difference += share * float(sums[0] / n[0] - sums[1] / n[1])
-            variance += share**2 * float((smooth / n).sum())
-        half = math.sqrt(variance) * _sequence_width(weight)
-        low, high = max(difference - half, -1.0), min(difference + half, 1.0)
-        return Contrast(units, means[0], means[1], low, high, difference)
+        if metric not in self._contrasts:
+            strata = [stratum.tolist() for stratum in self._moments.get(metric, {}).values()]
+            self._contrasts[metric] = _contrast(strata)
+        return self._contrasts[metric]
+
+
+def _contrast(strata: list[list[list[float]]]) -> Contrast:
+    """From strata of two arms (candidate, champion), each with its units, sum and sum of squares."""
+    units = [sum(stratum[arm][0] for stratum in strata) for arm in (0, 1)]
+    sums = [sum(stratum[arm][1] for stratum in strata) for arm in (0, 1)]
+    means = [sums[arm] / units[arm] if units[arm] else None for arm in (0, 1)]
+    both = [stratum for stratum in strata if stratum[0][0] > 0 and stratum[1][0] > 0]
+    if not both:
+        return Contrast(int(units[0]), means[0], means[1], None, None)
+    weight = sum(stratum[0][0] for stratum in both)
+    difference, variance = 0.0, 0.0
+    for stratum in both:
+        share = stratum[0][0] / weight
+        (n_b, sum_b, _), (n_a, sum_a, _) = stratum
+        difference += share * (sum_b / n_b - sum_a / n_a)
+        # Half a bad and half a good unit more: no interval of width 0 after clean units only.
+        smooth = sum(
+            ((squares + 0.5) / (n + 1) - ((total + 0.5) / (n + 1)) ** 2) / n for n, total, squares in stratum
+        )
+        variance += share**2 * smooth
+    half = math.sqrt(variance) * _sequence_width(weight)
+    low, high = max(difference - half, -1.0), min(difference + half, 1.0)
+    return Contrast(int(units[0]), means[0], means[1], low, high, difference)
 
 
 def _sequence_width(units: float) -> float:

@@ -274,6 +274,15 @@ class Evidence:
             required.append(Question(QUALITY, float(self._fine_quality.log_e), eta=eta))
         return [self._doubted(question) for question in required]
 
+    def failures_to(self, log_needed: float, pi: float) -> float | None:
+        """How many candidate units in a row that fail would alone bring the mean of harms to this level."""
+        worse = self._worse[ERRORS]
+        stake, _, centre, _ = worse.bets(pi)
+        families = [*self._worse] + (["latency"] if self._budgets and not self._quantiles else [])
+        weight = FAMILY_WEIGHTS[ERRORS] / sum(FAMILY_WEIGHTS[family] for family in families)
+        growth = np.log1p(stake * (1 - centre))
+        return units_to_go(worse.wealth.log_bets, growth, log_needed - math.log(weight))
+
     def _doubted(self, question: Question) -> Question:
         """Proof from a measure that is not reported alike counts for nothing."""
         if not self._is_uneven(question.metric):

@@ -232,6 +232,11 @@ class LookStatistics:
             "late": [self.late_candidate, self.late_champion],
         }
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing came: such a look tells no test anything."""
+        return not self.groups and not self.requests_candidate and not self.requests_champion
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LookStatistics:
         """The inverse of `as_dict`."""
@@ -241,13 +246,17 @@ class LookStatistics:
 
 @dataclass(frozen=True, slots=True)
 class StoredLook:
-    """All that a decision was made from: enough to make it again."""
+    """All that a decision was made from: enough to make it again.
+
+    `requests_at_step` counts both versions' requests since the step's share was granted.
+    """
 
     statistics: LookStatistics
     step: int
     seconds_at_step: float
     stuck_candidate: int = 0
     stuck_champion: int = 0
+    requests_at_step: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -256,6 +265,7 @@ class StoredLook:
             "step": self.step,
             "seconds_at_step": self.seconds_at_step,
             "stuck": [self.stuck_candidate, self.stuck_champion],
+            "requests_at_step": self.requests_at_step,
         }
 
     @classmethod
@@ -264,7 +274,12 @@ class StoredLook:
         stuck = data["stuck"]
         statistics = LookStatistics.from_dict(data)
         return cls(
-            statistics, int(data["step"]), float(data["seconds_at_step"]), int(stuck[0]), int(stuck[1])
+            statistics,
+            int(data["step"]),
+            float(data["seconds_at_step"]),
+            int(stuck[0]),
+            int(stuck[1]),
+            int(data.get("requests_at_step", 0)),
         )
 
 

@@ -116,3 +116,18 @@ def plan(
             )
         )
     return tuple(steps)
+
+
+def plan_words(step: StepPlan) -> str:
+    """One step's plan for people."""
+    catch = "never" if step.seconds_to_catch is None else _time_words(step.seconds_to_catch)
+    clear = "never" if step.seconds_to_clear is None else _time_words(step.seconds_to_clear)
+    return f"{step.share:g}%: {step.times:g} times the errors caught in {catch}, cleared in {clear}"
+
+
+def _time_words(seconds: float) -> str:
+    """'about 40 s', 'about 12 min', 'about 5 h', 'about 9 days'."""
+    for size, unit, most in ((1, "s", 120), (60, "min", 7200), (3600, "h", 172_800)):
+        if seconds < most:
+            return f"about {seconds / size:.0f} {unit}"
+    return f"about {seconds / 86_400:.0f} days"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,17 @@ def count_slower(
     return counts
 
 
+def no_shadow(policy: Shadow) -> Verdict:
+    """What a policy without a shadow decides at once."""
+    return Verdict(Outcome.PASS, f"no shadow, by the policy: {policy.reason}")
+
+
+def out_of_time(policy: Shadow, verdict: Verdict) -> Verdict:
+    """The end of a shadow that its time left undecided: held for a person, never passed."""
+    reason = f"no decision within {policy.timeout_s:g} s: {verdict.reason}"
+    return Verdict(Outcome.INCONCLUSIVE, reason, verdict.findings, verdict.eta_units, verdict.would_change)
+
+
 class ShadowJudge:
     """Judges one release's shadow from its pair counts, look by look."""
 
@@ -151,8 +162,13 @@ class ShadowJudge:
         if self._lacking() > 0:
             open_questions.insert(0, f"{self._total.pairs} of at least {self._policy.min_pairs} pairs")
         if open_questions:
-            return Verdict(Outcome.INCONCLUSIVE, "; ".join(open_questions), findings, eta)
-        return Verdict(Outcome.PASS, "; ".join(finding.reason for finding in findings), findings, 0.0)
+            change = self._open_change(open_questions, log_harm)
+            return Verdict(Outcome.INCONCLUSIVE, "; ".join(open_questions), findings, eta, change)
+        weakest = min(findings, key=lambda finding: finding.evidence or 0.0)
+        change = f"E under {PASS_AT:g} on errors or disagreement would have held it; the weakest is "
+        change += f"{weakest.metric} with {weakest.evidence:.3g}"
+        reason = "; ".join(finding.reason for finding in findings)
+        return Verdict(Outcome.PASS, reason, findings, 0.0, change)
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -223,43 +239,92 @@ class ShadowJudge:
             "latency": (self._log_slower(), f"latency: {of_latency}"),
         }
         ranked = sorted(logs, key=lambda name: logs[name][0] + math.log(WEIGHTS[name]), reverse=True)
+        observed = self._observed(slowest)
         findings: list[Finding] = []
         for name in ranked:
             log_e, reason = logs[name]
             needed = 1 / (self._policy.alpha * WEIGHTS[name])
             failed = name == ranked[0] or log_e >= math.log(needed)
-            outcome = Outcome.FAIL if failed else Outcome.INCONCLUSIVE
-            reason = f"{reason}, E = {e_text(log_e)}"
             findings.append(
-                Finding(name, outcome, reason, evidence=capped_e(log_e), needed=needed, units=total.pairs)
+                replace(
+                    observed[name],
+                    outcome=Outcome.FAIL if failed else Outcome.INCONCLUSIVE,
+                    reason=f"{reason}, E = {e_text(log_e)}",
+                    evidence=capped_e(log_e),
+                    needed=needed,
+                )
             )
         bound = 1 / self._policy.alpha
         reason = f"{findings[0].reason}; together E = {e_text(log_harm)} passed 1/alpha = {bound:g}"
-        return Verdict(Outcome.FAIL, reason, tuple(findings))
+        return Verdict(Outcome.FAIL, reason, tuple(findings), would_change=self._rejected_change(ranked[0]))
+
+    def _rejected_change(self, metric: str) -> str:
+        limits = {
+            "errors": "as many pairs on which only the champion failed",
+            "disagreement": f"at most {self._policy.max_disagreement:.1%} of the outputs differing",
+            "latency": f"times within {self._tolerance:.0%} of the champion's (canary.latency.tolerance)",
+        }
+        return f"nothing that comes later, for this version; with {limits[metric]} it would have gone on"
+
+    def _open_change(self, open_questions: list[str], log_harm: float) -> str:
+        """What passes an undecided shadow, and what would reject it."""
+        growth = self._worse_errors.expected_growth(1.0, 0.0)
+        needed = self._log_reject - math.log(WEIGHTS["errors"])
+        fatal = units_to_go(self._worse_errors.wealth.log_bets, growth, needed)
+        text = f"to pass: {'; '.join(open_questions)}. To reject: E of harm from {e_text(log_harm)} to "
+        text += f"{1 / self._policy.alpha:g}"
+        return (
+            text if fatal is None else f"{text}, as after about {math.ceil(fatal)} pairs that only it fails"
+        )
+
+    def _observed(self, slowest: str = "") -> dict[str, Finding]:
+        """The numbers of each family's finding: rates, bounds of their difference, pairs."""
+        total = self._total
+        only, not_only = total.slower.get(slowest, (0, 0))
+        errors_low, errors_high = _difference(total.candidate_bad, total.champion_bad, total.pairs)
+        slower_low, slower_high = _difference(only, not_only, total.timed)
+        return {
+            "errors": Finding(
+                "errors",
+                Outcome.INCONCLUSIVE,
+                "",
+                candidate=(total.candidate_bad + total.both_bad) / max(total.pairs, 1),
+                champion=(total.champion_bad + total.both_bad) / max(total.pairs, 1),
+                low=errors_low,
+                high=errors_high,
+                units=total.pairs,
+            ),
+            "disagreement": Finding(
+                "disagreement",
+                Outcome.INCONCLUSIVE,
+                "",
+                candidate=total.disagreeing / max(total.both_fine, 1),
+                units=total.both_fine,
+            ),
+            "latency": Finding(
+                "latency",
+                Outcome.INCONCLUSIVE,
+                "",
+                low=slower_low if total.timed else None,
+                high=slower_high if total.timed else None,
+                units=total.timed,
+            ),
+        }
 
     def _errors_finding(self) -> Finding:
         total, log_e = self._total, float(self._fine_errors.log_e)
-        pairs = max(total.pairs, 1)
         text = f"errors: only candidate {total.candidate_bad}, only champion {total.champion_bad}"
         text += f" of {total.pairs} pairs"
-        difference = (total.candidate_bad - total.champion_bad) / pairs
-        spread = (total.candidate_bad + total.champion_bad + 1) / (pairs + 1) - difference**2
-        half = 1.96 * math.sqrt(spread / pairs)
         done = log_e >= _LOG_PASS
         tail = (
             f"excess over {self._margin:.1%} excluded" if done else lacking_text(self._errors_eta(), "pairs")
         )
-        return Finding(
-            "errors",
-            Outcome.PASS if done else Outcome.INCONCLUSIVE,
-            f"{text}, E = {e_text(log_e)} of {PASS_AT:g}, {tail}",
-            candidate=(total.candidate_bad + total.both_bad) / pairs,
-            champion=(total.champion_bad + total.both_bad) / pairs,
-            low=max(difference - half, -1.0),
-            high=min(difference + half, 1.0),
+        return replace(
+            self._observed()["errors"],
+            outcome=Outcome.PASS if done else Outcome.INCONCLUSIVE,
+            reason=f"{text}, E = {e_text(log_e)} of {PASS_AT:g}, {tail}",
             evidence=capped_e(log_e),
             needed=PASS_AT,
-            units=total.pairs,
         )
 
     def _disagreement_finding(self) -> Finding:
@@ -272,14 +337,12 @@ class ShadowJudge:
         )
         reason = f"disagreement on {total.disagreeing} of {total.both_fine} pairs"
         reason += f", E = {e_text(log_e)} of {PASS_AT:g}, {tail}"
-        return Finding(
-            "disagreement",
-            Outcome.PASS if done else Outcome.INCONCLUSIVE,
-            reason,
-            candidate=total.disagreeing / max(total.both_fine, 1),
+        return replace(
+            self._observed()["disagreement"],
+            outcome=Outcome.PASS if done else Outcome.INCONCLUSIVE,
+            reason=reason,
             evidence=capped_e(log_e),
             needed=PASS_AT,
-            units=total.both_fine,
         )
 
     def _errors_eta(self) -> float | None:
@@ -295,3 +358,12 @@ class ShadowJudge:
         growth = self._within.expected_growth(rate)
         pairs = units_to_go(self._within.wealth.log_bets, growth, _LOG_PASS)
         return None if pairs is None else pairs * max(total.pairs, 1) / max(total.both_fine, 1)
+
+
+def _difference(candidate_only: int, champion_only: int, pairs: int) -> tuple[float, float]:
+    """Asymptotic 95% bounds of P(only the candidate) - P(only the champion), looked at once."""
+    size = max(pairs, 1)
+    difference = (candidate_only - champion_only) / size
+    spread = (candidate_only + champion_only + 1) / (size + 1) - difference**2
+    half = 1.96 * math.sqrt(max(spread, 0.0) / size)
+    return max(difference - half, -1.0), min(difference + half, 1.0)

@@ -6,6 +6,7 @@ shown, and it never acts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -60,13 +61,14 @@ class Verdict:
 
     `reason` is one sentence that a human can act on. `eta_units` is how many more candidate
     units the undecided question is expected to need (None when nothing is undecided or no
-    estimate exists).
+    estimate exists). `would_change` says what would change the decision ("" where nobody asked).
     """
 
     outcome: Outcome
     reason: str
     findings: tuple[Finding, ...] = ()
     eta_units: float | None = None
+    would_change: str = ""
 
     @property
     def passed(self) -> bool:
@@ -81,6 +83,16 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Verdict:
+        """The inverse of `as_dict`; other keys are ignored."""
+        findings: list[Finding] = []
+        for found in stored["findings"]:
+            plain: dict[str, Any] = {**found, "outcome": Outcome(found["outcome"])}
+            findings.append(Finding(**plain))
+        eta, change = stored.get("eta_units"), str(stored.get("would_change", ""))
+        return cls(Outcome(stored["outcome"]), stored["reason"], tuple(findings), eta, change)
 
 
 def conclude(findings: tuple[Finding, ...], *, nothing: str = "no evidence at all") -> Verdict:

@@ -12,6 +12,7 @@ import typer
 
 from flows import (
     cli_approval,
+    cli_decisions,
     cli_drift,
     cli_drill,
     cli_environments,
@@ -52,6 +53,7 @@ for _command in (cli_approval.approve, cli_approval.reject):
 for _command in (cli_watch.rollback, cli_release.history, cli_watch.watch):
     app.command()(_command)
 app.command()(cli_evaluate.evaluate)
+app.command("replay-decisions")(cli_decisions.replay_decisions)
 app.command()(cli_drift.drift)
 app.command()(cli_drill.drill)
 app.command()(cli_environments.diff)

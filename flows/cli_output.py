@@ -99,7 +99,8 @@ def progress_words(release: Mapping[str, Any]) -> str:
     words = next((str(progress[key]) for key in ("doing", "reason", "advance") if progress.get(key)), "")
     parts += [words] if words else []
     if progress.get("eta_units"):
-        parts.append(f"about {progress['eta_units']:.0f} units to go")
+        eta = duration(progress.get("eta_s") or 0)
+        parts.append(f"about {progress['eta_units']:.0f} units to go" + (f" ({eta})" if eta else ""))
     return ", ".join(parts) or str(release.get("reason") or "")
 
 

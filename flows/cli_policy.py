@@ -34,13 +34,16 @@ def validate(
         print_json({"file": str(file), "valid": False, "problems": problems})
         raise typer.Exit(1) from error
     if as_json:
-        print_json({"file": str(file), "valid": True, "policy": policy.model_dump(mode="json")})
+        told = {"file": str(file), "valid": True, "warnings": policy.warnings}
+        print_json({**told, "policy": policy.model_dump(mode="json")})
     else:
         steps = ", ".join(f"{step:g}%" for step in policy.canary.steps)
         elsewhere = "".join(f", {name} too" for name in policy.environments)
         typer.echo(
             f"{file} is valid{elsewhere}: endpoint {policy.endpoint}, model {policy.model}, ramp {steps}"
         )
+        for warning in policy.warnings:
+            typer.echo(f"warning: {warning}")
 
 
 def show_policy_keys(as_json: AsJson = False) -> None:

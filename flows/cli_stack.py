@@ -187,6 +187,10 @@ def _render_status(found: dict[str, Any]) -> list[Any]:
         )
         for stage, verdict in release["verdicts"].items():
             lines.append(f"  {stage}: {verdict['outcome']}, {verdict['reason']}")
+            if verdict["would_change"]:
+                lines.append(f"    what would change it: {verdict['would_change']}")
+        if (release["progress"] or {}).get("would_change"):
+            lines.append(f"  what would change it: {release['progress']['would_change']}")
         lines += [f"  {release[link]}" for link in ("flow_run_url", "mlflow_url") if release[link]]
     replicas = (found["live"] or {}).get("replicas", {})
     for slot, of_slot in replicas.items():

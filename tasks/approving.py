@@ -20,7 +20,7 @@ from evals.verdict import Outcome, Verdict
 from serving.errors import ServingError
 from serving.records import ReleaseState
 from tasks import news, waiting
-from tasks.notices import findings_table, flow_run_id, release_links, stored_verdict
+from tasks.notices import findings_table, flow_run_id, release_links
 from tasks.release import Release
 
 _LOG = logging.getLogger("interlock.approving")
@@ -145,7 +145,7 @@ def _form(release: Release, verdict: Verdict) -> Any:
         release_links(release),
     ]
     for stage, stored in row.verdicts.items():
-        found = stored_verdict(stored)
+        found = Verdict.from_dict(stored)
         lines += [f"### {stage}: {found.outcome}", found.reason, findings_table(found.findings)]
     answers = waiting.answers_of(bench, row)
     if answers:

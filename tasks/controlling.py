@@ -14,6 +14,7 @@ from evals.control import (
     judge_control,
 )
 from evals.watch import QUALITY, Harm
+from evals.watch_decisions import alpha_of
 from serving.errors import NotHealthy, Refused, ServingError, TransientError
 from serving.records import EndpointRow
 from serving.replay import EndpointAsker, Replayer, Side
@@ -75,7 +76,7 @@ def ask_control(
     the harm began has alpha/(k(k + 1)): however often one asks, all together stay within alpha.
     """
     policy = bench.policy.watch.control
-    alpha = bench.policy.watch.alpha / ((memory.asks + 1) * (memory.asks + 2))
+    alpha = alpha_of(bench.policy.watch, memory.asks)
     if any(harm.level.name == QUALITY for harm in harms):
         problem = _ask_about_quality(bench, row, memory)
         if all(harm.level.name == QUALITY for harm in harms):

@@ -18,6 +18,7 @@ from serving.records import LookRow, Stage
 from tasks.load_run import budget_of
 from tasks.plots import BOUND, CANDIDATE, CHAMPION, INK, number_words, page, plain_axes, svg
 from tasks.release import Release
+from tasks.replaying import KEPT
 from tasks.trail import plain_json
 
 if TYPE_CHECKING:
@@ -63,18 +64,23 @@ def decisions(release: Release) -> dict[str, Any]:
         "policy": release.bench.policy.model_dump(mode="json"),
         "verdicts": dict(row.verdicts),
         "looks": {
-            stage.value: [{"number": look.number, "time": look.time, **look.stats} for look in looks]
-            for stage in (Stage.SHADOW, Stage.CANARY)
-            if (looks := journal.looks(row.id, stage.value))
+            stage: [{"number": look.number, "time": look.time, **look.stats} for look in looks]
+            for stage in KEPT
+            if (looks := journal.looks(row.id, stage))
         },
     }
 
 
 def replayed_looks(release: Release) -> tuple[list[LookRow], list[Look]]:
-    """The stored looks of the canary, and what the judge says of them now: the same, or a bug."""
-    head, *rest = release.bench.journal.looks(release.row.id, Stage.CANARY.value) or [None]
-    if head is None:
+    """The stored looks of the canary, and what the judge says of them now: the same, or a bug.
+
+    Only those since the canary last began: against another champion it began anew.
+    """
+    every = release.bench.journal.looks(release.row.id, Stage.CANARY.value)
+    begun = [index for index, look in enumerate(every) if "thresholds" in look.stats]
+    if not begun:
         return [], []
+    head, *rest = every[begun[-1] :]
     thresholds = LatencyThresholds.from_dict(head.stats["thresholds"])
     stored = [StoredLook.from_dict(look.stats) for look in rest]
     canary = release.bench.policy.canary

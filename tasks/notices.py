@@ -14,7 +14,7 @@ from uuid import UUID
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.runtime import flow_run
 
-from evals.verdict import Finding, Outcome, Verdict
+from evals.verdict import Finding, Verdict
 from serving.records import Stage
 from tasks.bench import Bench
 from tasks.release import Release
@@ -64,6 +64,7 @@ def verdict(release: Release, stage: Stage, result: Verdict) -> None:
         "",
         result.reason,
         "",
+        *([f"What would change it: {result.would_change}.", ""] if result.would_change else []),
         findings_table(result.findings),
         "",
         release_links(release),
@@ -107,14 +108,6 @@ def ramp_listener(release: Release) -> Callable[[Mapping[str, Any]], None]:
         aside.offer(lambda: _create_progress(key, text))
 
     return listen
-
-
-def stored_verdict(stored: Mapping[str, Any]) -> Verdict:
-    """A verdict as the journal keeps it, as a value again."""
-    findings = tuple(
-        Finding(**{**finding, "outcome": Outcome(finding["outcome"])}) for finding in stored["findings"]
-    )
-    return Verdict(Outcome(stored["outcome"]), stored["reason"], findings, stored.get("eta_units"))
 
 
 def findings_table(findings: tuple[Finding, ...]) -> str:

@@ -10,28 +10,26 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from configs.policy import Canary
-from evals.canary import CanaryJudge, Look
+from configs.policy import LOOKS_MAX, Canary
+from evals.canary import CanaryJudge
+from evals.decisions import Decision, decide, unresolved
 from evals.looks import LatencyThresholds, StoredLook
-from evals.periods import past_thresholds
-from evals.ramp import next_step
 from evals.verdict import Outcome, Verdict
 from serving.endpoint import Slot
 from serving.errors import LeaseExpired, TransientError
 from serving.records import EndpointRow, LookRow, Stage
 from tasks import news
 from tasks.engines import engine_objection
-from tasks.ramp_evidence import RampEvidence, evidence_of, past_periods, period_start
+from tasks.fingerprint import engine
+from tasks.ramp_baseline import take_baseline
+from tasks.ramp_evidence import RampEvidence, Seen, evidence_of
 from tasks.release import Release
 from tasks.transitions import check_alive, grant, withdraw
 
 _LOG = logging.getLogger("interlock.ramp")
 _STAGE = Stage.CANARY.value
-BASELINE_REQUESTS_MIN = 200
-"""Champion requests before the canary from which the latency thresholds are taken."""
-_BASELINE_FRESH = 500
-_BASELINE_FRESH_S = 5.0
 _PATIENCE_LEASES = 4
+_WHO = "ramp"
 
 
 @dataclass(slots=True)
@@ -47,6 +45,8 @@ class _Ramp:
     step: int
     step_since: float
     requests_at_step: int = 0
+    units_before: float | None = None
+    warm_until: float = 0.0
     seen_until: float = 0.0
     asked: bool = False
     trouble_since: float | None = None
@@ -77,14 +77,16 @@ def run_canary(release: Release, row: EndpointRow) -> Verdict:
                 _rebuild(release, ramp)
                 if ramp.rejected is not None:
                     return ramp.rejected
-            look = _look(release, ramp)
-            outcome = look.verdict.outcome
-            if outcome is not Outcome.INCONCLUSIVE and not (outcome is Outcome.PASS and is_paused):
-                return look.verdict
-            if look.advance.outcome is Outcome.PASS and not is_paused:
-                _advance(release, ramp, look)
+            decision = _look(release, ramp)
+            verdict = decision.look.verdict
+            if verdict.outcome is not Outcome.INCONCLUSIVE and not (verdict.passed and is_paused):
+                return verdict
+            if ramp.number >= LOOKS_MAX:
+                return unresolved(verdict, ramp.number)
+            if decision.following is not None and not is_paused:
+                _advance(release, ramp, decision)
             _grant(release, ramp)
-            _ask_human_when_stalled(release, ramp, look)
+            _ask_human_when_stalled(release, ramp, verdict)
             ramp.trouble_since = None
         except LeaseExpired as error:
             _re_enter(release, ramp, error)
@@ -93,58 +95,75 @@ def run_canary(release: Release, row: EndpointRow) -> Verdict:
             ramp.is_stale = True
 
 
-def _look(release: Release, ramp: _Ramp) -> Look:
+def _look(release: Release, ramp: _Ramp) -> Decision:
     bench, now = release.bench, release.bench.clock()
+    canary = bench.policy.canary
     seen = ramp.evidence.look(ramp.cursor, now)
     statistics = seen.statistics
     ramp.seen_until = seen.watermark
-    at_step_s = max(0.0, seen.watermark - ramp.step_since)
+    ramp.requests_at_step += statistics.requests_candidate + statistics.requests_champion
     stored = StoredLook(
         statistics,
         step=ramp.step,
-        seconds_at_step=at_step_s,
+        seconds_at_step=max(0.0, seen.watermark - ramp.step_since),
         stuck_candidate=seen.stuck_candidate,
         stuck_champion=seen.stuck_champion,
+        requests_at_step=ramp.requests_at_step,
     )
-    look = judge_look(ramp.judge, stored)
-    ramp.number += 1
-    ramp.requests_at_step += statistics.requests_candidate + statistics.requests_champion
-    stats = {**seen.extra, "generation": ramp.row.generation, **stored.as_dict()}
-    bench.journal.add_look(LookRow(release.row.id, _STAGE, ramp.number, now, ramp.cursor, seen.cursor, stats))
+    decision = decide(canary, ramp.judge, stored)
+    look = decision.look
+    if not _says_nothing(seen, decision):
+        ramp.number += 1
+        decided = {"generation": ramp.row.generation, "decided": decision.summary}
+        stats = {**seen.extra, **stored.as_dict(), **decided}
+        bench.journal.add_look(
+            LookRow(release.row.id, _STAGE, ramp.number, now, ramp.cursor, seen.cursor, stats)
+        )
     ramp.cursor = seen.cursor
-    share = bench.policy.canary.steps[ramp.step]
+    share = canary.steps[ramp.step]
     release.trail.numbers({**look.numbers, "share_percent": share}, now=now, step=ramp.number)
     release.progress(
         {
             "step": ramp.step + 1,
-            "steps": len(bench.policy.canary.steps),
+            "steps": len(canary.steps),
             "share_percent": share,
             "look": ramp.number,
-            "seconds_at_step": round(at_step_s, 1),
+            "seconds_at_step": round(stored.seconds_at_step, 1),
             "outcome": look.verdict.outcome.value,
             "reason": look.verdict.reason,
+            "would_change": look.verdict.would_change,
             "advance": look.advance.reason,
             "eta_units": look.verdict.eta_units,
+            "eta_s": _eta_s(ramp, look.numbers["units/candidate"], look.verdict.eta_units, now),
             **look.numbers,
         }
     )
-    return look
+    return decision
+
+
+def _says_nothing(seen: Seen, decision: Decision) -> bool:
+    """An empty look that decides nothing is not kept: silence may last for weeks."""
+    look = decision.look
+    return (
+        seen.statistics.is_empty
+        and seen.is_idle
+        and decision.following is None
+        and look.verdict.outcome is Outcome.INCONCLUSIVE
+    )
+
+
+def _eta_s(ramp: _Ramp, units: float, eta_units: float | None, now: float) -> float | None:
+    """Seconds until the evidence may suffice, at the pace of candidate units since the step began."""
+    ramp.units_before = units if ramp.units_before is None else ramp.units_before
+    seconds, came = now - ramp.step_since, units - ramp.units_before
+    if eta_units is None or seconds <= 0 or came <= 0:
+        return None
+    return round(eta_units * seconds / came, 1)
 
 
 def judge_of(canary: Canary, thresholds: LatencyThresholds) -> CanaryJudge:
     """The judge that a policy asks for, before its first look."""
     return CanaryJudge(canary, thresholds, quality=canary.quality is not None)
-
-
-def judge_look(judge: CanaryJudge, stored: StoredLook) -> Look:
-    """One look from its stored numbers: the same live and when a release is resumed."""
-    return judge.look(
-        stored.statistics,
-        step=stored.step,
-        seconds_at_step=stored.seconds_at_step,
-        stuck_candidate=stored.stuck_candidate,
-        stuck_champion=stored.stuck_champion,
-    )
 
 
 def _restore(release: Release, row: EndpointRow) -> _Ramp:
@@ -153,113 +172,64 @@ def _restore(release: Release, row: EndpointRow) -> _Ramp:
     The judge takes the stored counts, which also outlive the access log.
     """
     bench = release.bench
-    looks = bench.journal.looks(release.row.id, _STAGE)
+    every = bench.journal.looks(release.row.id, _STAGE)
     slot = row.default.sibling
-    if not looks:
-        return _begin(release, row, slot)
-    head, *rest = looks
+    begun = max((index for index, look in enumerate(every) if "thresholds" in look.stats), default=None)
+    if begun is None or every[begun].stats.get("champion", release.row.champion) != release.row.champion:
+        # What was shown against a champion that is gone is no evidence against this one.
+        return _begin(release, row, slot, number=every[-1].number + 1 if every else 0)
+    head, *rest = every[begun:]
     thresholds = LatencyThresholds.from_dict(head.stats["thresholds"])
     ramp = _Ramp(
         row=row,
         slot=slot,
         judge=judge_of(bench.policy.canary, thresholds),
         evidence=evidence_of(bench, slot, int(head.stats["generation"]), thresholds),
-        cursor=looks[-1].cursor_to,
-        number=looks[-1].number,
+        cursor=every[-1].cursor_to,
+        number=every[-1].number,
         step=int(rest[-1].stats["step"]) if rest else 0,
         step_since=bench.clock(),
     )
     ramp.evidence.replay(head, rest)
     for look in rest:
-        seen = judge_look(ramp.judge, StoredLook.from_dict(look.stats))
+        seen = ramp.judge.take(StoredLook.from_dict(look.stats))
         if seen.verdict.failed:
             ramp.rejected = seen.verdict
     _LOG.info("resumed %s after look %d at step %d", release.row.id, ramp.number, ramp.step + 1)
     return ramp
 
 
-def _begin(release: Release, row: EndpointRow, slot: Slot) -> _Ramp:
+def _begin(release: Release, row: EndpointRow, slot: Slot, *, number: int) -> _Ramp:
     """Fix the latency thresholds from past champion requests, waiting for enough of them."""
     bench = release.bench
-    if bench.endpoint.capabilities.per_request_observations:
-        thresholds, past, cursor = _past_requests(release)
-    else:
-        thresholds, past, cursor = _past_periods(release, slot)
-    evidence = evidence_of(bench, slot, row.generation, thresholds)
-    bench.journal.add_look(
-        LookRow(
-            release.row.id,
-            _STAGE,
-            0,
-            bench.clock(),
-            cursor,
-            cursor,
-            {
-                "rows": 0,
-                "generation": row.generation,
-                "thresholds": thresholds.as_dict(),
-                "baseline_requests": past,
-                **evidence.extra,
-            },
+    baseline = take_baseline(release, slot)
+    evidence = evidence_of(bench, slot, row.generation, baseline.thresholds)
+    stats = {
+        "rows": 0,
+        "generation": row.generation,
+        "champion": release.row.champion,
+        "engine": engine(),
+        **baseline.as_dict(release),
+        **evidence.extra,
+    }
+    cursor = baseline.cursor
+    bench.journal.add_look(LookRow(release.row.id, _STAGE, number, bench.clock(), cursor, cursor, stats))
+    baseline.tell(release)
+    for warning in bench.policy.warnings:
+        _LOG.warning("%s: %s", release.row.id, warning)
+        bench.journal.record(
+            bench.name, "warning", who=_WHO, now=bench.clock(), release_id=release.row.id, note=warning
         )
-    )
     return _Ramp(
         row=row,
         slot=slot,
-        judge=judge_of(bench.policy.canary, thresholds),
+        judge=judge_of(bench.policy.canary, baseline.thresholds),
         evidence=evidence,
         cursor=cursor,
-        number=0,
+        number=number,
         step=0,
         step_since=bench.clock(),
     )
-
-
-def _past_requests(release: Release) -> tuple[LatencyThresholds, int, str]:
-    """Thresholds from the champion's requests since the candidate was placed, how many, and the cursor."""
-    import pandas as pd
-
-    bench = release.bench
-    seen = bench.endpoint.observations(release.placed_cursor)
-    cursor, champion = seen.cursor, seen.frame[~seen.frame["failed"]]
-    entered_at, fresh = bench.clock(), 0
-    # Fresh requests first: those before ran beside the shadow's replays. But nobody waits long for them,
-    # nor longer than a step bakes.
-    patience_s = min(_BASELINE_FRESH_S, bench.policy.canary.bake_s)
-    while len(champion) < BASELINE_REQUESTS_MIN or (
-        fresh < _BASELINE_FRESH and bench.clock() < entered_at + patience_s
-    ):
-        _await_baseline(release, len(champion))
-        seen = bench.endpoint.observations(cursor)
-        cursor = seen.cursor
-        new = seen.frame[~seen.frame["failed"]]
-        fresh += len(new)
-        champion = pd.concat([champion, new]) if len(champion) else new
-    champion = champion.tail(max(fresh, BASELINE_REQUESTS_MIN))
-    return LatencyThresholds.from_requests(bench.policy.canary, champion), len(champion), cursor
-
-
-def _past_periods(release: Release, slot: Slot) -> tuple[LatencyThresholds, int, str]:
-    """The same from the last hour's counts."""
-    bench = release.bench
-    while True:
-        past = past_periods(bench, slot)
-        requests = sum(period.requests for period in past)
-        if requests >= BASELINE_REQUESTS_MIN:
-            return past_thresholds(past), requests, period_start(bench, bench.clock())
-        _await_baseline(release, requests)
-
-
-def _await_baseline(release: Release, requests: int) -> None:
-    """Let a look's time pass, and say what is waited for."""
-    release.check()
-    release.progress(
-        {
-            "reason": f"HOLD: {requests} of {BASELINE_REQUESTS_MIN} champion requests seen, "
-            "from which the latency thresholds are taken"
-        }
-    )
-    release.bench.sleep(release.bench.policy.canary.look_every_s)
 
 
 def _re_enter(release: Release, ramp: _Ramp, error: LeaseExpired) -> None:
@@ -297,6 +267,8 @@ def _enter_share(release: Release, ramp: _Ramp) -> None:
     release.check()
     check_alive(bench, ramp.slot, release.version)
     _grant(release, ramp)
+    ramp.warm_until = bench.clock() + bench.policy.canary.warm_up_s
+    ramp.evidence.warm_up(ramp.warm_until)
     _to_step(ramp, ramp.step, bench.clock())
 
 
@@ -317,6 +289,7 @@ def _rebuild(release: Release, ramp: _Ramp) -> None:
     fresh = _restore(release, ramp.row)
     ramp.judge, ramp.evidence, ramp.cursor = fresh.judge, fresh.evidence, fresh.cursor
     ramp.number, ramp.rejected, ramp.is_stale = fresh.number, fresh.rejected, False
+    ramp.evidence.warm_up(ramp.warm_until)
 
 
 def _bear(release: Release, ramp: _Ramp, error: TransientError) -> None:
@@ -331,20 +304,15 @@ def _bear(release: Release, ramp: _Ramp, error: TransientError) -> None:
     _LOG.warning("HOLD: %s", error)
 
 
-def _advance(release: Release, ramp: _Ramp, look: Look) -> None:
+def _advance(release: Release, ramp: _Ramp, decision: Decision) -> None:
     """Take the largest step whose worst case the policy's error budget allows, or stay and say why."""
     now, canary = release.bench.clock(), release.bench.policy.canary
     busy = engine_objection(release, ramp.slot, step=ramp.number)
     if busy:
         release.progress({**release.row.progress, "advance": f"HOLD: {busy}"})
         return
-    rate = ramp.requests_at_step / max(ramp.seen_until - ramp.step_since, canary.look_every_s)
-    chosen = next_step(
-        canary,
-        ramp.step,
-        excess_high=look.numbers.get("difference/errors/high"),
-        requests_per_s=rate,
-    )
+    chosen = decision.following
+    assert chosen is not None
     if chosen.step is None:
         if ramp.step < len(canary.steps) - 1:
             release.progress({**release.row.progress, "advance": f"HOLD: {chosen.reason}"})
@@ -365,10 +333,10 @@ def _advance(release: Release, ramp: _Ramp, look: Look) -> None:
 
 def _to_step(ramp: _Ramp, step: int, now: float) -> None:
     """Count the time and the requests of a step from here on."""
-    ramp.step, ramp.step_since, ramp.requests_at_step = step, now, 0
+    ramp.step, ramp.step_since, ramp.requests_at_step, ramp.units_before = step, now, 0, None
 
 
-def _ask_human_when_stalled(release: Release, ramp: _Ramp, look: Look) -> None:
+def _ask_human_when_stalled(release: Release, ramp: _Ramp, verdict: Verdict) -> None:
     """A step that stays undecided asks a person, once; it never passes by itself."""
     bench = release.bench
     stalled_s = bench.clock() - ramp.step_since
@@ -376,4 +344,4 @@ def _ask_human_when_stalled(release: Release, ramp: _Ramp, look: Look) -> None:
         return
     ramp.asked = True
     share = bench.policy.canary.steps[ramp.step]
-    news.stalled(bench, release.row, look.verdict, stalled_s=stalled_s, share=share)
+    news.stalled(bench, release.row, verdict, stalled_s=stalled_s, share=share)

@@ -42,6 +42,8 @@ class Seen:
     stuck_candidate: int = 0
     stuck_champion: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
+    is_idle: bool = False
+    """Whether nothing at all was read, so that the source is as it was before."""
 
 
 class RampEvidence(Protocol):
@@ -58,6 +60,10 @@ class RampEvidence(Protocol):
 
     def holds(self, share_bp: int, *, asked_at: float, now: float) -> None:
         """The platform confirmed this share between these two times."""
+        ...
+
+    def warm_up(self, until: float) -> None:
+        """Times of requests that came before `until` are no evidence."""
         ...
 
     def replay(self, head: LookRow, looks: Sequence[LookRow]) -> None:
@@ -94,6 +100,7 @@ class RequestEvidence:
             bench.policy.canary, bench.policy.assign_by, thresholds, quality=self._quality
         )
         self._labels = newest_label(bench) if self._quality else 0
+        self._warm_until = 0.0
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -113,17 +120,24 @@ class RequestEvidence:
             now,
             seen.in_flight.get(self._slot, 0),
             seen.in_flight.get(self._slot.sibling, 0),
-            {"rows": len(seen.frame)} | ({"labels": list(labels)} if self._quality else {}),
+            {"rows": len(seen.frame), "warm_until": self._warm_until}
+            | ({"labels": list(labels)} if self._quality else {}),
+            len(seen.frame) == 0 and labels[0] == labels[1],
         )
 
     def holds(self, share_bp: int, *, asked_at: float, now: float) -> None:
         """Nothing to note: each request has its own share."""
+
+    def warm_up(self, until: float) -> None:
+        """Requests before `until` count for errors and budgets alone."""
+        self._warm_until = until
 
     def replay(self, head: LookRow, looks: Sequence[LookRow]) -> None:
         """Read the stored looks' requests once more: users already counted must not count again."""
         past = _Past(self._bench.endpoint, head.cursor_to)
         for look in looks:
             after, until = look.stats.get("labels", (0, 0))
+            self._warm_until = float(look.stats.get("warm_until", 0.0))
             frame = self._ours(past.take(int(look.stats["rows"])))
             self._tracker.observe(frame, look.time, scores_between(self._bench, int(after), int(until)))
         if self._quality:
@@ -132,7 +146,8 @@ class RequestEvidence:
     def _ours(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows of this release's generations, marked with the arm that they were assigned to."""
         ours = frame[frame["generation"] >= self._first_generation]
-        return ours.assign(candidate=ours["slot"] == self._slot.value)
+        is_warm = ours["time"] >= self._warm_until
+        return ours.assign(candidate=ours["slot"] == self._slot.value, is_warm=is_warm)
 
 
 class _Past:
@@ -216,6 +231,9 @@ class PeriodEvidence:
         else:
             self._spans.append(_Span(share_bp, now, now))
         self._is_open = True
+
+    def warm_up(self, until: float) -> None:
+        """Nothing to note: a period in which the share changed is no evidence at all."""
 
     def replay(self, head: LookRow, looks: Sequence[LookRow]) -> None:
         """The spans as the last look left them; an open one ends there, for nobody confirmed it since."""

@@ -19,6 +19,7 @@ from serving.errors import Fenced, PlatformUnavailable, Refused
 from serving.journal import Journal
 from serving.records import ReleaseRow, ReleaseState, Stage
 from tasks.bench import Bench
+from tasks.fingerprint import engine
 from tasks.trail import Trail
 
 _LOG = logging.getLogger("interlock.release")
@@ -108,7 +109,8 @@ class Release:
 
     def conclude(self, stage: Stage, verdict: Verdict) -> None:
         """Store a stage's verdict in the journal and in the run."""
-        verdicts = {**self.row.verdicts, stage.value: {**verdict.as_dict(), "time": self.bench.clock()}}
+        concluded = {**verdict.as_dict(), "time": self.bench.clock(), "engine": engine()}
+        verdicts = {**self.row.verdicts, stage.value: concluded}
         self._update(verdicts=verdicts)
 
     def progress(self, values: Mapping[str, Any]) -> None:

@@ -16,10 +16,11 @@ import numpy as np
 
 from configs.policy import Shadow
 from evals.compare import Agreement, compare_bodies
+from evals.decisions import pair_summary
 from evals.looks import LatencyThresholds
-from evals.shadow import PairCounts, ShadowJudge, count_slower
+from evals.shadow import PairCounts, ShadowJudge, count_slower, no_shadow, out_of_time
 from evals.verdict import Outcome, Verdict
-from serving.endpoint import Endpoint, Slot
+from serving.endpoint import Endpoint, Reply, Slot
 from serving.records import LookRow, Stage
 from serving.replay import EndpointAsker, Pair, Replayer, Side
 from tasks.release import Release
@@ -57,7 +58,7 @@ def run_shadow(release: Release) -> Verdict:
     """
     bench, policy = release.bench, release.bench.policy.shadow
     if not policy.enabled:
-        return Verdict(Outcome.PASS, f"no shadow, by the policy: {policy.reason}")
+        return no_shadow(policy)
     default = bench.row().default
     shadow = _restore(release)
     pressure = _Pressure(bench.endpoint, default)
@@ -83,8 +84,7 @@ def run_shadow(release: Release) -> Verdict:
                 return verdict
             if bench.clock() > until:
                 _keep_examples(release, shadow)
-                reason = f"no decision within {policy.timeout_s:g} s: {verdict.reason}"
-                return Verdict(Outcome.INCONCLUSIVE, reason, verdict.findings, verdict.eta_units)
+                return out_of_time(policy, verdict)
 
 
 def _look(release: Release, shadow: _Shadow, replayer: Replayer) -> Verdict:
@@ -98,8 +98,13 @@ def _look(release: Release, shadow: _Shadow, replayer: Replayer) -> Verdict:
     verdict = shadow.judge.look(counts)
     now = bench.clock()
     shadow.number += counts.pairs > 0
-    stats = {"counts": counts.as_dict(), "thresholds": shadow.thresholds and shadow.thresholds.as_dict()}
     if counts.pairs > 0:
+        stats = {
+            "counts": counts.as_dict(),
+            "thresholds": shadow.thresholds and shadow.thresholds.as_dict(),
+            "champion": release.row.champion,
+            "decided": pair_summary(verdict),
+        }
         bench.journal.add_look(
             LookRow(release.row.id, _STAGE, shadow.number, now, shadow.cursor, cursor, stats)
         )
@@ -142,7 +147,11 @@ def count_pairs(release: Release, shadow: _Shadow, pairs: Sequence[Pair]) -> Pai
             why = agreement.reason
         if why and len(shadow.examples) < _EXAMPLES_MAX:
             shadow.examples.append(_example(pair, why))
-    timed = [(pair.candidate.elapsed_ms, pair.champion_again.elapsed_ms) for pair in pairs if _is_timed(pair)]
+    timed = [
+        (pair.candidate.elapsed_ms, again.elapsed_ms)
+        for pair in pairs
+        if (again := pair.champion_again) is not None and _is_timed(pair, again)
+    ]
     slower: dict[str, tuple[int, int]] = {}
     if shadow.thresholds is not None and timed:
         ours, theirs = np.asarray(timed).T
@@ -193,9 +202,9 @@ def _refuses_what_was_fine(pair: Pair) -> bool:
     return pair.candidate.status >= 400 and pair.champion_status < 400
 
 
-def _is_timed(pair: Pair) -> bool:
-    again = pair.champion_again
-    return again is not None and not is_bad(again.status) and not is_bad(pair.candidate.status)
+def _is_timed(pair: Pair, again: Reply) -> bool:
+    """Whether both versions answered the replay, so that their times can be compared."""
+    return not is_bad(again.status) and not is_bad(pair.candidate.status)
 
 
 def _example(pair: Pair, why: str) -> dict[str, Any]:
@@ -225,10 +234,12 @@ def _restore(release: Release) -> _Shadow:
     if policy.shadow.text is not None:
         shadow.texts = TextPairs(release, policy.shadow.text)
     for look in release.bench.journal.looks(release.row.id, _STAGE):
-        shadow.judge.look(PairCounts.from_dict(look.stats["counts"]))
         shadow.number = look.number
+        if look.stats.get("champion", "") not in ("", release.row.champion):
+            continue  # pairs with a champion that is gone say nothing of this one
+        shadow.judge.look(PairCounts.from_dict(look.stats["counts"]))
         if look.stats["thresholds"]:
-            shadow.thresholds = LatencyThresholds(look.stats["thresholds"])
+            shadow.thresholds = LatencyThresholds.from_dict(look.stats["thresholds"])
     return shadow
 
 

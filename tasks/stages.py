@@ -313,7 +313,7 @@ def _stage(release: Release, stage: Stage, run: Any) -> Verdict:
     if release.passed(stage):
         stored = release.row.verdicts[stage.value]
         _LOG.info("%s: %s was passed before", release.row.id, stage.value)
-        return notices.stored_verdict(stored)
+        return Verdict.from_dict(stored)
     release.enter(stage)
     verdict: Verdict = run(release)
     release.conclude(stage, verdict)

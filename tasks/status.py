@@ -98,7 +98,11 @@ def release_summary(settings: Settings, release: ReleaseRow) -> dict[str, Any]:
         "decided_at": release.decided_at,
         "decided_stage": release.decided_stage,
         "verdicts": {
-            stage: {"outcome": stored["outcome"], "reason": stored["reason"]}
+            stage: {
+                "outcome": stored["outcome"],
+                "reason": stored["reason"],
+                "would_change": stored.get("would_change", ""),
+            }
             for stage, stored in release.verdicts.items()
         },
         "progress": dict(release.progress),

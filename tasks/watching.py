@@ -20,6 +20,7 @@ from evals.periods import GRID_MS, watch_counts
 from evals.quality import by_badness
 from evals.verdict import Outcome
 from evals.watch import QUALITY, Harm, WatchCounts, count_requests
+from evals.watch_decisions import Asked, WatchLook
 from serving.errors import Fenced, Refused, ServingError, TransientError
 from serving.records import EndpointRow, ReleaseState, Stage
 from tasks import rolling_back
@@ -31,6 +32,7 @@ from tasks.previous import WATCH
 from tasks.ramp_evidence import arm_period, watermark
 from tasks.rolling_back import RollbackReport
 from tasks.watch_memory import Memory, begin, move_spool, remember, store
+from tasks.watch_record import keep_decision
 
 _WHO = "watch"
 _ROWS_MAX = 200_000
@@ -105,6 +107,7 @@ def _look(bench: Bench) -> WatchReport:
     if memory is None:
         begin(bench, row)
         return WatchReport(bench.name, row.champion, Outcome.INCONCLUSIVE, Step.GO_ON, "the watch begins")
+    before = memory.judge.as_dict()
     counts = _read(bench, row, memory)
     now = bench.clock()
     harms = memory.judge.look(counts, now=now)
@@ -115,7 +118,7 @@ def _look(bench: Bench) -> WatchReport:
     verdict = memory.judge.verdict(counts, now)
     decision, rollback = Decision(Step.GO_ON, verdict.reason), None
     if harms:
-        decision = _decide(bench, row, memory, harms)
+        decision = _decide(bench, row, memory, harms, WatchLook(before, counts, now))
         rollback = _act(bench, row, memory, decision, harms)
         memory.harm_at = now
         store(bench, memory)
@@ -195,7 +198,9 @@ def _check_burn(bench: Bench, memory: Memory, now: float) -> None:
 # -- asking ------------------------------------------------------------------------------------------
 
 
-def _decide(bench: Bench, row: EndpointRow, memory: Memory, harms: tuple[Harm, ...]) -> Decision:
+def _decide(
+    bench: Bench, row: EndpointRow, memory: Memory, harms: tuple[Harm, ...], seen: WatchLook
+) -> Decision:
     """What follows from harm: find the previous version, ask it, and let the table decide."""
     watch, now = bench.policy.watch, bench.clock()
     rests = memory.asked_at > 0 and now - memory.asked_at < watch.control.every_s
@@ -209,6 +214,8 @@ def _decide(bench: Bench, row: EndpointRow, memory: Memory, harms: tuple[Harm, .
         if problem:
             previous = Previous(previous.version, PreviousState.AWAY, problem)
     decision = decide(bench.name, row.champion, harms, previous, control, may_roll_back=watch.roll_back)
+    asked = Asked(previous, memory.cells, memory.asks, control)
+    keep_decision(bench, row, seen, asked, harms, decision)
     if decision.step is not Step.ASK:
         memory.asked_at, memory.cells, memory.asks = now, {}, memory.asks + 1
     return decision
