@@ -120,9 +120,9 @@ def plan(
 
 def plan_words(step: StepPlan) -> str:
     """One step's plan for people."""
-    catch = "never" if step.seconds_to_catch is None else _time_words(step.seconds_to_catch)
-    clear = "never" if step.seconds_to_clear is None else _time_words(step.seconds_to_clear)
-    return f"{step.share:g}%: {step.times:g} times the errors caught in {catch}, cleared in {clear}"
+    catch = "never" if step.seconds_to_catch is None else f"in {_time_words(step.seconds_to_catch)}"
+    clear = "never" if step.seconds_to_clear is None else f"in {_time_words(step.seconds_to_clear)}"
+    return f"{step.share:g}%: {step.times:g} times the errors caught {catch}, no more errors shown {clear}"
 
 
 def _time_words(seconds: float) -> str:

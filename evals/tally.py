@@ -74,6 +74,19 @@ class Tally:
                         counts = _rounded(bad[index][rows], family.scale)
                     self._add(float(value), arm, metric, counts)
 
+    def close_counted(
+        self, family: Family, share: float, ones: IntArray, count: int, *, candidate: bool
+    ) -> None:
+        """The same from counts: of `count` requests, `ones` (one entry a metric) were bad."""
+        if not count:
+            return
+        entered = self._entered.setdefault(share, np.zeros(2, np.int64))
+        entered[0 if candidate else 1] += count
+        for metric, bad in zip(family.metrics, ones, strict=True):
+            counts = np.zeros(LEVELS.size, np.int64)
+            counts[0], counts[-1] = count - bad, bad
+            self._add(share, 0 if candidate else 1, metric, counts)
+
     def _add(self, pi: float, arm: int, metric: str, counts: IntArray) -> None:
         of_arm = self._counts.setdefault(pi, ({}, {}))[arm]
         of_arm[metric] = of_arm[metric] + counts if metric in of_arm else counts

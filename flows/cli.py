@@ -22,6 +22,7 @@ from flows import (
     cli_policy,
     cli_release,
     cli_retention,
+    cli_simulate,
     cli_stack,
     cli_watch,
 )
@@ -61,6 +62,7 @@ app.command("load-test")(cli_environments.load_test)
 app.command()(cli_labels.labels)
 app.command()(cli_retention.forget)
 app.command()(cli_policy.validate)
+app.command()(cli_simulate.simulate)
 app.command("policy-keys")(cli_policy.show_policy_keys)
 app.add_typer(cli_keys.app, name="keys")
 

@@ -77,6 +77,13 @@ class AccessLog:
         frame = pd.concat(frames, ignore_index=True) if frames else _frame([])
         return LogPart(frame, cursor, malformed)
 
+    def recent(self, most_bytes: int) -> pd.DataFrame:
+        """The newest requests, from the last `most_bytes` of the log and from whole lines only."""
+        inode = _inode(self._path)
+        if inode is None:
+            return _frame([])
+        return self.read(f"{inode}:{max(0, self._path.stat().st_size - most_bytes)}").frame
+
     def _files_from(self, start: _Position) -> list[Path]:
         """The file of the cursor, then the present one, where they differ."""
         present = _inode(self._path)
