@@ -13,13 +13,31 @@ from pathlib import Path
 _POLL_S = 0.002
 
 
-def write_private(path: Path, text: str) -> None:
-    """Replace a file whole, mode 0600, creating its folder (0700). Not synced: the journal is the truth."""
+def write_private(path: Path, text: str, *, lasting: bool = False) -> None:
+    """Replace a file whole, mode 0600, creating its folder (0700).
+
+    `lasting` waits until it is on the disk, for what nothing else knows (a revoked key). The rest is not
+    synced: the journal is the truth, and `reconcile` writes it again after a power cut.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as handle:
         handle.write(text)
+        if lasting:
+            handle.flush()
+            os.fsync(handle.fileno())
     fresh.replace(path)
+    if lasting:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

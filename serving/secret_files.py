@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from configs.settings import Settings
+from serving.atomic import sync_folder
 from serving.errors import SetupError
 
 
@@ -62,11 +63,14 @@ def _create(path: Path, text: str) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
         handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
     try:
         with contextlib.suppress(FileExistsError):
             path.hardlink_to(fresh)
     finally:
         fresh.unlink()
+        sync_folder(path.parent)
 
 
 def read_private(path: Path) -> str:

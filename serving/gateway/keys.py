@@ -103,6 +103,6 @@ class Keys:
         return self._dir / "keys.lock"
 
     def _save(self, keys: list[ApiKey]) -> None:
-        """The list first, then the map, which can be made from it again."""
-        write_private(self._path, json.dumps([asdict(key) for key in keys], indent=1))
-        write_map(self._dir / KEYS_MAP, {key.sha256: key.tenant for key in keys})
+        """The list and the map, both on the disk when this returns: a power cut revives no revoked key."""
+        write_private(self._path, json.dumps([asdict(key) for key in keys], indent=1), lasting=True)
+        write_map(self._dir / KEYS_MAP, {key.sha256: key.tenant for key in keys}, lasting=True)

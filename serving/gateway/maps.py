@@ -117,9 +117,10 @@ def read_map(path: Path) -> dict[str, str]:
     return entries
 
 
-def write_map(path: Path, entries: dict[str, str]) -> None:
-    """Replace a map file whole."""
-    write_private(path, "".join(f"{key} {value}\n" for key, value in sorted(entries.items())))
+def write_map(path: Path, entries: dict[str, str], *, lasting: bool = False) -> None:
+    """Replace a map file whole; `lasting` as in `write_private`."""
+    text = "".join(f"{key} {value}\n" for key, value in sorted(entries.items()))
+    write_private(path, text, lasting=lasting)
 
 
 class HeldUp(Exception):
