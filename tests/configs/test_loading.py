@@ -49,6 +49,7 @@ def test_a_valid_file_becomes_a_policy(tmp_path: Path) -> None:
         ("min: 0.5", "mim: 0.5", "evaluation.metrics[0].mim", "nearest is 'evaluation.metrics[0].min'"),
         ("owner: ops", "min_pairs: 3\nowner: ops", "min_pairs", "nearest is 'shadow.min_pairs'"),
         ("bake_s: 60", "bake_s: soon", "canary.bake_s", "must be a number, it is 'soon'"),
+        ("bake_s: 60", "bake_s: 40000", "canary", "look_every_s must be at least 2.44"),
         ("bake_s: 60", "bake_s: -1", "canary.bake_s", "must be at least 0.0, it is -1"),
         ("task: classification", "task: clasification", "evaluation.task", "the nearest is 'classification'"),
         ("steps: [5, 25, 50, 95]", "steps: [50, 25]", "canary", "canary.steps must rise"),

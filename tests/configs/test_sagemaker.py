@@ -55,3 +55,11 @@ def test_what_sagemaker_cannot_do_is_refused(changes: dict[str, Any], words: str
 
 def test_elsewhere_none_of_that_is_asked() -> None:
     assert Policy.model_validate({**valid_content(), "assign_by": "user"}).sagemaker is None
+
+
+def test_few_hosts_of_a_versions_own_are_warned_of() -> None:
+    few = Policy.model_validate(content())
+    assert "a noisy host looks like a bad version" in few.warnings[0]
+    section = sagemaker_content(capture=CAPTURE, instances=3)
+    assert Policy.model_validate(content(section)).warnings == ()
+    assert Policy.model_validate(valid_content()).warnings == (), "locally both versions share the machine"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.policy import Canary
-from evals.ramp import expected_harm, next_step, plan
+from evals.ramp import StepPlan, expected_harm, next_step, plan, plan_words
 
 PLAIN = Canary(bake_s=100, soak_s=200)
 BUDGET = PLAIN.model_copy(update={"error_budget": 20.0})
@@ -60,3 +60,11 @@ def test_plans_take_longer_for_subtler_harm_and_for_balanced_arms() -> None:
     never = plan(PLAIN, error_rate=0.01, units_per_s=150, times=1.0)
     assert never[0].units_to_catch is None
     assert never[0].seconds_to_catch is None
+
+
+def test_a_plan_in_words() -> None:
+    assert plan_words(StepPlan(5, 2.0, 900.0, None, 90.0, None)) == (
+        "5%: 2 times the errors caught in about 90 s, no more errors shown never"
+    )
+    spoken = [plan_words(StepPlan(5, 2.0, 1, 1, seconds, 1.0)) for seconds in (600.0, 9_000.0, 400_000.0)]
+    assert ["about 10 min" in spoken[0], "about 2 h" in spoken[1], "about 5 days" in spoken[2]] == [True] * 3

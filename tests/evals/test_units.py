@@ -321,3 +321,23 @@ def test_sticky_users_with_their_own_rates_are_rarely_rolled_back() -> None:
     assert failed <= 3  # at a true rate of 1%, 4 or more would come up once in 50 runs of another seed
     caught = sum(sticky_release(rng, harm=6.0, policy=policy) is Outcome.FAIL for _ in range(20))
     assert caught >= 18
+
+
+def test_times_of_the_warm_up_are_no_evidence_and_its_errors_are() -> None:
+    thresholds = LatencyThresholds({"p50": 10.0})
+    slow = {"service_ms": 1000.0, "total_ms": 1000.0}
+    frame = requests(
+        [
+            {"user": "a", "candidate": True, "failed": True, **slow},
+            {"user": "b", "time": 1.0, **slow},
+            {"user": "c", "time": 9.0, "candidate": True, **slow},
+            {"user": "d", "time": 9.0, **slow},
+        ]
+    )
+    policy = Canary(latency=Latency(quantiles=("p50",), budget_ms=LatencyBudget(p95=500)))
+    looked = tracker("request", policy, thresholds).observe(frame.assign(is_warm=frame["time"] > 5), now=60)
+    for metric in ("tolerance/p50", "margin/p50"):
+        counts = levels(looked, metric)
+        assert counts == {(0.05, arm): {0: 1, 20: 1} for arm in ("candidate", "champion")}
+    assert levels(looked)[0.05, "candidate"] == {0: 1, 20: 1}
+    assert levels(looked, "budget/p95")[0.05, "candidate"] == {20: 2}, "clients did wait"

@@ -225,6 +225,30 @@ def test_nothing_but_the_journal_is_read_and_it_names_nobody(promoted: Promoted)
     world.endpoint = kept
 
 
+def test_a_canary_begins_with_a_plan_and_a_warm_up(promoted: Promoted) -> None:
+    world = promoted.world
+    [planned] = [line for line in world.journal.audit("flights", limit=500) if line.what == "ramp planned"]
+    assert len(planned.details["steps"]) == 4
+    # No champion error was seen, and twice nothing is within the policy's tolerance.
+    assert planned.details["steps"][0].startswith(
+        "5%: 2 times the errors caught never, no more errors shown in"
+    )
+    head, *looks = world.journal.looks(world.newest().id, "canary")
+    assert [step["share"] for step in head.stats["plan"]] == [5, 25, 50, 95]
+    until = looks[0].stats["warm_until"]
+    assert until == head.time + world.policy.canary.warm_up_s
+    early = [look for look in looks if look.time < until - world.policy.canary.window.seconds]
+    late = [look for look in looks if look.time > until + 2]
+    for part, has_slow in ((early, False), (late, True)):
+        levels = {
+            level
+            for look in part
+            for group in look.stats["groups"]
+            for level in group["champion"].get("margin/p50", ())
+        }
+        assert ("20" in levels) is has_slow
+
+
 def test_a_look_in_which_nothing_came_is_not_kept(world: World) -> None:
     world.add("2", Version())
     silent_s = [0]
