@@ -120,13 +120,6 @@ class PromptSlice(Section):
     required: bool = Field(default=False, description="An INCONCLUSIVE slice blocks the release.")
 
 
-class TokenPrices(Section):
-    """What tokens cost, for the scorer `cost`."""
-
-    input_per_million: float = Field(ge=0, description="Price of a million tokens read.")
-    output_per_million: float = Field(ge=0, description="Price of a million tokens written.")
-
-
 class Generation(Section):
     """The offline gate of a language model: candidate against champion on the same prompts."""
 
@@ -158,7 +151,6 @@ class Generation(Section):
         default=False,
         description="Without `embeddings`: measure similarity by words (TF-IDF cosine) instead.",
     )
-    prices: TokenPrices | None = Field(default=None, description="Needed by the scorer cost.")
     slices: tuple[PromptSlice, ...] = Field(
         default=(), description="Where it is measured apart; see PromptSlice."
     )
@@ -181,8 +173,6 @@ class Generation(Section):
             raise ValueError(
                 "the scorer similarity needs `embeddings`, or lexical_similarity: true to compare words"
             )
-        if "cost" in kinds and self.prices is None:
-            raise ValueError("the scorer cost needs `prices`")
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples above 1 need a temperature above 0: the answers would all be the same")
         odd = {one.metric for one in self.slices} - set(names)

@@ -295,7 +295,7 @@ class Policy(Section):
             "sagemaker": sagemaker.contradictions,
             "vertex": vertex.contradictions,
         }
-        found = rules[self.platform](self)
+        found = [*rules[self.platform](self), *_lacking(self)]
         if found:
             raise ValueError("; ".join(found))
         return self
@@ -309,4 +309,17 @@ def _contradictions(policy: Policy) -> list[str]:
             "shadow.enabled needs capture.spool.enabled, whose exact requests it replays; allow the spool "
             "(encrypted: capture.spool.encrypt), or switch the shadow off with a reason"
         )
+    return found
+
+
+def _lacking(policy: Policy) -> list[str]:
+    """What one section asks of another that is not there."""
+    found: list[str] = []
+    scorers = policy.evaluation.scorers if isinstance(policy.evaluation, Generation) else ()
+    if any(scorer.kind == "cost" for scorer in scorers) and policy.serving.price is None:
+        found.append("the scorer `cost` needs serving.price: what a token costs")
+    if policy.canary.quality is not None and policy.labels is None:
+        found.append("canary.quality needs a section `labels:`, which says where the truth comes from")
+    if policy.canary.quality is not None and policy.platform != "local":
+        found.append("canary.quality needs platform: local: elsewhere requests are only counted")
     return found

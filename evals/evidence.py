@@ -50,6 +50,10 @@ _RESERVE = 0.05
 RESTAKE_AT_STEP = 0.5
 RESTAKE_PER_UNIT = 2e-5
 _WORSE_ODDS = (1.5, 2.0, 4.0, 10.0)
+_NO_LABELS = (
+    "for no label of the candidate's answers has come yet. Next: interlock labels ENDPOINT FILE, or set "
+    "canary.quality.margin to null to promote without them"
+)
 _LOG_UNEVEN = math.log(1000)
 """A measure that one version reports more often than the other says nothing of either from here on."""
 
@@ -271,7 +275,8 @@ class Evidence:
             champion, candidate = self._rates([QUALITY], expected=1.0)
             growth = self._fine_quality.expected_growth(candidate[0], champion[0], pi)
             eta = units_to_go(self._fine_quality.wealth.log_bets, growth, needed)
-            required.append(Question(QUALITY, float(self._fine_quality.log_e), eta=eta))
+            note = "" if self.strata.units(QUALITY)[0] else _NO_LABELS
+            required.append(Question(QUALITY, float(self._fine_quality.log_e), eta=eta, note=note))
         return [self._doubted(question) for question in required]
 
     def failures_to(self, log_needed: float, pi: float) -> float | None:

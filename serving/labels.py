@@ -156,22 +156,6 @@ class LabelBook:
         )
         return [float(score) for (score,) in self._rows(query)]
 
-    def scores_of(self, endpoint: str, request_ids: Sequence[str]) -> dict[str, float]:
-        """The mean score of each of these requests that has one."""
-        found: dict[str, float] = {}
-        for part in _parts(request_ids):
-            query = (
-                sa.select(_LABELS.c.request_id, sa.func.avg(_LABELS.c.score))
-                .where(
-                    _LABELS.c.endpoint == endpoint,
-                    _LABELS.c.request_id.in_(part),
-                    _LABELS.c.score.is_not(None),
-                )
-                .group_by(_LABELS.c.request_id)
-            )
-            found |= {str(name): float(score) for name, score in self._rows(query)}
-        return found
-
     def recent(self, endpoint: str, *, version: str, since: float, limit: int) -> list[Label]:
         """The newest scored labels of a version's answers to requests since a moment, newest first."""
         query = (

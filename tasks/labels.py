@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from configs.labels import Labels
 from evals.quality import is_proven_good, number, score
@@ -25,9 +25,6 @@ from serving.errors import Refused, ServingError, SetupError
 from serving.labels import Key, Label, LabelBook, Performance
 from serving.table_files import stream_file, stream_table
 from tasks.bench import Bench
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _LOG = logging.getLogger("interlock.labels")
 TAKEN = "labels taken"
@@ -141,20 +138,6 @@ def scores_between(bench: Bench, after: int, until: int) -> dict[str, float]:
         return {}
     with closing(LabelBook(bench.settings.journal)) as book:
         return book.scores_by_request(bench.name, after, until)
-
-
-def quality_of(bench: Bench, request_ids: Sequence[str]) -> pd.Series[float]:
-    """The score of each request, indexed by id; NaN where no label has come (yet).
-
-    For the `quality` column of observations: mean over the request's labelled rows.
-    """
-    import pandas as pd
-
-    with closing(LabelBook(bench.settings.journal)) as book:
-        found = book.scores_of(bench.name, list(dict.fromkeys(request_ids)))
-    return pd.Series(
-        [found.get(one, float("nan")) for one in request_ids], index=list(request_ids), dtype=float
-    )
 
 
 def is_known_good(bench: Bench, version: str, *, since: float, until: float) -> bool:

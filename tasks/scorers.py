@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.generation import Generation, Scorer
+from configs.serving_runtime import Price
 from evals import texts
 from serving.errors import SetupError
 from serving.guards.personal import find_personal
@@ -59,7 +60,7 @@ def scorers_of(
             case "json_schema":
                 found[scorer.metric] = _json_schema(bench, scorer)
             case "cost":
-                found[scorer.metric] = _cost(policy)
+                found[scorer.metric] = _cost(bench.policy.serving.price)
             case _:
                 found[scorer.metric] = _plain(scorer)
     return found
@@ -153,14 +154,14 @@ def _judge(judge: JudgeClient) -> ScoreOf:
     return lambda scored: judge.score(Question(scored.row.text, scored.row.reference), scored.answer.text)
 
 
-def _cost(policy: Generation) -> ScoreOf:
-    prices = policy.prices
-    assert prices is not None
+def _cost(price: Price | None) -> ScoreOf:
+    assert price is not None  # the policy's own check
+    per_in, per_out = price.per_token
 
     def score(scored: Scored) -> float:
         tokens_in = _tokens(scored.answer.tokens_in, "prompt_tokens")
         tokens_out = _tokens(scored.answer.tokens_out, "completion_tokens")
-        return (tokens_in * prices.input_per_million + tokens_out * prices.output_per_million) / 1e6
+        return tokens_in * per_in + tokens_out * per_out
 
     return score
 

@@ -62,7 +62,6 @@ def generation_content() -> dict[str, Any]:
         "scorers": [{"kind": "exact_match", "min": 0.5, "margin": 0.05}, {"kind": "judge", "margin": 0.1}],
         "judge": {"api": api, "rubric": "Right and polite.", "labelled": "labelled.jsonl"},
         "embeddings": api,
-        "prices": {"input_per_million": 1, "output_per_million": 2},
         "slices": [{"column": "topic", "metric": "exact_match", "margin": 0.1}],
     }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +21,7 @@ from configs.errors import (
 )
 from configs.keys import policy_keys
 from configs.loading import load_policies, load_policy, load_settings, unknown_variables
-from tests.configs.policies import VALID, valid_content
+from tests.configs.policies import VALID, generation_content, valid_content, whole_sagemaker
 
 
 def write(folder: Path, text: str, name: str = "flights.yaml") -> Path:
@@ -158,3 +160,32 @@ def test_settings_errors_name_the_variable(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_mistyped_variable_is_noticed() -> None:
     found = unknown_variables({"INTERLOCK_GATEWAY_PROT": "1", "INTERLOCK_HOOK_PORT": "2", "PATH": "/bin"})
     assert found == {"INTERLOCK_GATEWAY_PROT": "INTERLOCK_GATEWAY_PORT"}
+
+
+def with_labels(content: dict[str, Any]) -> None:
+    content["canary"] = {"quality": {}}
+
+
+def on_a_counting_platform(content: dict[str, Any]) -> None:
+    content |= {"labels": {}, "platform": "sagemaker", "sagemaker": whole_sagemaker(), "assign_by": "request"}
+    content["canary"] = {"quality": {}}
+
+
+def with_a_cost(content: dict[str, Any]) -> None:
+    content["evaluation"] = generation_content() | {"scorers": [{"kind": "cost", "max": 1}], "slices": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (with_labels, "canary.quality needs a section `labels:`"),
+        (on_a_counting_platform, "canary.quality needs platform: local"),
+        (with_a_cost, "the scorer `cost` needs serving.price"),
+    ],
+)
+def test_sections_that_need_another_say_so(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    content = valid_content()
+    change(content)
+    assert words in str(problems(tmp_path, yaml.safe_dump(content)))

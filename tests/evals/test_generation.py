@@ -217,7 +217,6 @@ def test_pairs_that_were_not_judged_are_an_error() -> None:
     [
         ({"scorers": [{"kind": "judge", "min": 0.5}]}, "need the section `judge`"),
         ({"scorers": [{"kind": "similarity", "min": 0.5}]}, "lexical_similarity"),
-        ({"scorers": [{"kind": "cost", "max": 1}]}, "needs `prices`"),
         ({"scorers": [{"kind": "pii"}]}, "decides nothing"),
         ({"scorers": [{"kind": "pii", "min": 1}, {"kind": "pii", "min": 1}]}, "same name"),
         ({"samples": 3}, "temperature above 0"),

@@ -110,7 +110,7 @@ def test_latency_tokens_and_cost(words: Words) -> None:
         {"kind": "latency_ms", "margin": 5},
         {"kind": "tokens_out", "max": 10},
         {"kind": "cost", "max": 20e-6},
-        prices={"input_per_million": 1, "output_per_million": 2},
+        price={"input_per_million": 1, "output_per_million": 2},
     )
     verdict = words.evaluate(candidate=knows(1.0), champion=knows(1.0))
     assert verdict.passed, verdict.reason

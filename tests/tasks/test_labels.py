@@ -16,7 +16,7 @@ from serving.endpoint import Reply
 from serving.errors import Refused, SetupError
 from tasks.bench import Bench
 from tasks.drift_harm import known_harm
-from tasks.labels import TAKEN, performance, quality_of, take_file, take_scheduled
+from tasks.labels import TAKEN, performance, take_file, take_scheduled
 from tests.serving.capture.exchanges import record, recorder
 from tests.tasks import test_watching
 from tests.tasks.test_drift import MemoryDriftRuns
@@ -128,9 +128,8 @@ def test_what_cannot_be_used_is_counted_and_shown_never_guessed(world: World) ->
     assert (report.conflicts, report.duplicates, report.unknown) == (2, 1, 1)
     assert (report.ambiguous, report.malformed, report.unscored) == (1, 1, 1)
     assert report.examples["unknown"] == ["never-seen"]
-    found = quality_of(world.bench(), [*good, failed[0], "never-seen"])
-    assert found[good].tolist() == [1.0, 1.0, 0.0], "the first label stands"
-    assert found[[failed[0], "never-seen"]].isna().all()
+    (bucket,) = performance(world.bench())
+    assert (bucket.labels, bucket.score) == (3, pytest.approx(2 / 3)), "the first label stands"
 
 
 def test_rows_of_a_request_are_labelled_by_their_number(tmp_path: Path) -> None:
@@ -140,7 +139,8 @@ def test_rows_of_a_request_are_labelled_by_their_number(tmp_path: Path) -> None:
         "rows.csv", [{"request_id": one, "label": int(row != 1), "row": row} for row in range(3)]
     )
     assert take_file(world.bench(), path).stored == 3
-    assert quality_of(world.bench(), [one])[one] == pytest.approx(2 / 3)
+    (bucket,) = performance(world.bench())
+    assert (bucket.labels, bucket.score) == (3, pytest.approx(2 / 3))
 
 
 def test_the_schedule_reads_what_is_new_and_what_was_too_early(world: World) -> None:

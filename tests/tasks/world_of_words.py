@@ -28,6 +28,7 @@ class Words:
         self.runs = MemoryRuns({})
         self._evaluation: dict[str, Any] = {"task": "generation", "min_prompts": 10}
         self._judge: dict[str, Any] = {}
+        self._price: dict[str, Any] | None = None
 
     def data(self, rows: list[dict[str, Any]], kind: str = "jsonl") -> None:
         """Write the prompts."""
@@ -56,8 +57,9 @@ class Words:
             }
         }
 
-    def scorers(self, *scorers: dict[str, Any], **values: Any) -> None:
-        """What is measured."""
+    def scorers(self, *scorers: dict[str, Any], price: dict[str, Any] | None = None, **values: Any) -> None:
+        """What is measured, and what tokens cost."""
+        self._price = price
         self._evaluation = {
             **{key: self._evaluation[key] for key in ("task", "min_prompts", "data")},
             **self._judge,
@@ -73,6 +75,7 @@ class Words:
                 "model": "support",
                 "owner": "me@example.com",
                 "evaluation": self._evaluation,
+                "serving": {"price": self._price},
                 "shadow": {"enabled": False, "reason": "a test"},
             }
         )
