@@ -19,7 +19,7 @@ LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --extra aws 
 PYTEST := $(BIN)/python -m pytest
 export DO_NOT_TRACK := 1
 
-.PHONY: help install vllm-env lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-look bench-release bench-drift bench-llm reliability drill drift-on-flights clean
+.PHONY: help install vllm-env lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-look bench-release bench-drift bench-llm reliability drill drift-on-flights screenshots clean
 
 help: ## Print the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -97,6 +97,9 @@ drill: $(STAMP) ## Rehearse every fault once; rewrites its table in docs/reliabi
 
 drift-on-flights: $(STAMP) ## Drift on the flights' own seasons; rewrites docs/drift-on-flights.md
 	$(BIN)/python -m benchmarks.drift
+
+screenshots: $(STAMP) ## Pictures of Prefect's pages into screens/ (needs a Chromium on the machine)
+	$(BIN)/python -m benchmarks.screens
 
 bench-drift: $(STAMP) ## A drift check on 1, 10 and 100 million captured rows: time and peak memory
 	$(BIN)/python -m benchmarks.drift.captures --evidently
