@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from configs.drill import Fault
 from configs.loading import load_settings
+from flows.names import by_endpoint
 from tasks.drill_flow import drill_endpoint, drill_endpoints
 from tasks.endings import named_state
 
 
-@flow(name="drill", flow_run_name="drill {endpoint}")
-def drill(endpoint: str = "", fault: str = "") -> str | State:
+@flow(name="drill", flow_run_name=by_endpoint("drill"))
+def drill(endpoint: str = "", fault: Literal["", Fault] = "") -> str | State:
     """Rehearse a rollback where no real client calls. A failed drill is a critical alert.
 
     Args:

@@ -145,7 +145,7 @@ def run_drill(bench: Bench, fault: Fault) -> DrillResult:
         switch.unlink(missing_ok=True)
         if key:
             keys.revoke(tenant)
-    _keep(bench, result)
+    keep(bench, result)
     return result
 
 
@@ -272,7 +272,7 @@ def _problems(
     return found
 
 
-def _keep(bench: Bench, result: DrillResult) -> None:
+def keep(bench: Bench, result: DrillResult) -> None:
     """The record: trail, tags, MLflow; then people, where it failed."""
     values = {name: value for name, value in result.as_dict().items() if name != "endpoint"}
     now = bench.clock()

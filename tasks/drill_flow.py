@@ -7,6 +7,8 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from configs.settings import Settings
+from serving.errors import Refused
+from tasks.alerts import alert
 from tasks.bench import Bench
 from tasks.drill import DrillResult, chosen_faults, past_drills, run_drill, words
 from tasks.notices import quietly
@@ -25,10 +27,24 @@ def drill_endpoints(settings: Settings) -> list[str]:
 
 @task(name="drill", task_run_name="drill {endpoint}", cache_policy=NO_CACHE)
 def drill_endpoint(endpoint: str, fault: str = "") -> tuple[bool, str]:
-    """Rehearse one fault; whether it was stopped with everything back, and what happened in words."""
+    """Rehearse one fault; whether it was stopped with everything back, and what happened in words.
+
+    A night without a rehearsal proves nothing, so a refusal (an open release, say) is an alert as well.
+    """
     bench = Bench.open(endpoint)
-    (chosen,) = chosen_faults(bench, [fault] if fault else [], every=False)
-    result = run_drill(bench, chosen)
+    try:
+        (chosen,) = chosen_faults(bench, [fault] if fault else [], every=False)
+        result = run_drill(bench, chosen)
+    except Refused as refused:
+        alert(
+            bench,
+            "critical",
+            f"the drill did not take place: {refused}",
+            numbers={},
+            next_step=f"interlock status {endpoint}",
+            key="drill-refused",
+        )
+        raise
     quietly(lambda: _show(bench, result))
     return result.passed, words(result)
 

@@ -15,7 +15,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 _ENGINE_LOGGERS = ("prefect.flow_runs", "prefect.engine", "prefect")
 _COMPLETED = ("Promoted", "RolledBack")
-_FAILED = ("Rejected", "Incomplete", "Harmed", "Blind")
+_FAILED = ("Rejected", "Incomplete", "Harmed", "Blind", "DrillFailed")
 
 
 def named_state(name: str, message: str) -> State:

@@ -1,18 +1,21 @@
 """How long a drift check takes, and how much memory, on 1, 10 and 100 million captured rows of 20 columns.
 
-    python -m benchmarks.drift.captures [--rows 1000000 ...] [--evidently] [--folder DIR]
+    python -m benchmarks.drift.captures [--rows 1000000 ...] [--evidently] [--folder DIR] [--out PAGE]
 
-Writes Parquet captures as the compactor does, into a temporary folder that is deleted afterwards (1 kB a row
-in memory, far less on disk). Then one window with all of them is sampled and compared, in a process of
-its own whose peak memory is measured. `--evidently` loads the first million rows into a pandas frame
-and runs Evidently's preset on it instead.
+Writes Parquet captures as the compactor does, into a temporary folder that is deleted afterwards. More
+than ten million rows are copies of the ten million's files: to the scan a row is a row. Then one window
+with all of them is counted, sampled twice and compared, in a process whose peak memory is measured.
+`--evidently` also loads the first million rows into a pandas frame and runs Evidently's preset on it.
+Rows of the page's table that were not measured again stay.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,10 +25,23 @@ from pathlib import Path
 COLUMNS = 20
 HOURS = 24
 DAY = 1_795_305_600.0
+WRITTEN_MAX = 10_000_000
+BEGIN = "<!-- bench: begin -->"
+END = "<!-- bench: end -->"
+_EVIDENTLY_MAX = 1_000_000
 
 
 def write(folder: Path, rows: int) -> int:
     """Captures of one day with `rows` requests of one row each; bytes on disk."""
+    copies = -(-rows // WRITTEN_MAX)
+    _write_once(folder, rows // copies)
+    for path in list(folder.rglob("*.parquet")):
+        for copy in range(1, copies):
+            shutil.copyfile(path, path.with_name(f"part-bench-{copy}.parquet"))
+    return sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+
+
+def _write_once(folder: Path, rows: int) -> None:
     import duckdb
 
     with duckdb.connect() as database:
@@ -45,7 +61,6 @@ def write(folder: Path, rows: int) -> int:
                 '{{"predictions": [' || round(random(), 4) || ']}}' AS outputs
                 FROM range({each}) t(i)) TO '{target}' (FORMAT parquet, COMPRESSION zstd)"""  # noqa: S608
             )
-    return sum(path.stat().st_size for path in folder.rglob("*.parquet"))
 
 
 def check(folder: Path) -> dict[str, float]:
@@ -85,10 +100,11 @@ def with_evidently(folder: Path) -> dict[str, float]:
 
 def main() -> int:
     """Write, measure in a child, delete."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000, 10_000_000, 100_000_000])
     parser.add_argument("--evidently", action="store_true", help="Plain Evidently on a pandas frame as well.")
     parser.add_argument("--folder", type=Path, default=None, help="Where to write; some GB are needed.")
+    parser.add_argument("--out", type=Path, default=Path("docs/drift-on-flights.md"))
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.measure:
@@ -96,17 +112,45 @@ def main() -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(found | {"peak_mib": round(peak)}))
         return 0
+    lines: dict[str, str] = {}
     for rows in chosen.rows:
         with tempfile.TemporaryDirectory(dir=chosen.folder, prefix="interlock-bench-drift-") as name:
             size = write(Path(name), rows)
-            for extra in [[], ["--evidently"]] if chosen.evidently and rows <= 1_000_000 else [[]]:
+            wanted = ["Interlock"] + ["Evidently alone"] * (chosen.evidently and rows <= _EVIDENTLY_MAX)
+            for who in wanted:
+                extra = [] if who == "Interlock" else ["--evidently"]
                 command = [sys.executable, "-m", "benchmarks.drift.captures", "--measure", name, *extra]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
-                print(
-                    f"{rows:,} rows, {size / 1e9:.2f} GB, {extra or 'ours'}: {done.stdout.strip()}",
-                    flush=True,
+                found = json.loads(done.stdout.splitlines()[-1])
+                key = f"| {rows:,} | {who} |"
+                scanned = f"{found['scan_s']:.1f} s" if found["scan_s"] else ""
+                lines[key] = (
+                    f"{key} {size / 1e9:.2f} GB | {scanned} | {found['total_s']:.1f} s | "
+                    f"{found['peak_mib']:,} MiB |"
                 )
+                print(lines[key], flush=True)
+    _place(chosen.out, lines)
     return 0
+
+
+def _place(out: Path, lines: dict[str, str]) -> None:
+    """Put rows into the page's table; those of other sizes stay."""
+    head, rest = out.read_text().split(BEGIN)
+    before, tail = rest.split(END)
+    known = {_key(line): line for line in before.splitlines() if line.startswith("| ") and line[2].isdigit()}
+    rows = sorted((known | lines).items(), key=lambda one: int(one[0].split("|")[1].replace(",", "")))
+    table = [
+        f"On {os.cpu_count()} cores.",
+        "",
+        "| rows | by | on disk | counted and sampled | in all | peak memory |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(line for _, line in rows),
+    ]
+    out.write_text(f"{head}{BEGIN}\n" + "\n".join(table) + f"\n{END}{tail}")
+
+
+def _key(line: str) -> str:
+    return "|".join(line.split("|")[:3]) + "|"
 
 
 if __name__ == "__main__":

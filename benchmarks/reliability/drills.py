@@ -3,7 +3,7 @@
     python -m benchmarks.reliability.drills [--fault F ...] [--out docs/reliability.md]
 
 It is what a user does: the files of examples/drill beside the policies, `interlock up`, `interlock
-drill drill --all`. Ten minutes. With `--fault` only these, and the page is left alone.
+drill drill --all`. Ten minutes. With `--fault` only these, and only their rows are written.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from configs.drill import Fault
 from tests.e2e.stand import INTERLOCK, Stand, own_settings
 
 BEGIN = "<!-- drill: begin -->"
@@ -27,7 +28,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "drill"
 
 def main() -> int:
     """Start, drill, write; 1 where a drill failed."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--fault", action="append", default=[])
     parser.add_argument("--out", type=Path, default=Path("docs/reliability.md"))
     chosen = parser.parse_args()
@@ -51,28 +52,33 @@ def main() -> int:
             stand.interlock("down", check=False)
     for result in results:
         print(result)
-    if not chosen.fault and results:
+    if results:
         _write(chosen.out, results)
     return done.returncode
 
 
 def _write(out: Path, results: list[dict[str, Any]]) -> None:
+    """Put the results into the page's table; rows of other faults stay as they are."""
+    head, rest = out.read_text().split(BEGIN)
+    before, tail = rest.split(END)
+    known = {line.split("|")[1].strip(): line for line in before.splitlines() if line.startswith("| ")}
+    rows = {fault: known[fault] for fault in get_args(Fault) if fault in known}
+    rows |= {one["fault"]: _row(one) for one in results}
     lines = [
         f"Measured with `examples/drill` (60 requests/s, looks every second) on {os.cpu_count()} cores.",
         "",
         "| fault | ended | at | after the onset | last request given after | failed requests | all back |",
         "| --- | --- | --- | --- | --- | --- | --- |",
+        *(rows[fault] for fault in get_args(Fault) if fault in rows),
     ]
-    lines += [
-        f"| {one['fault']} | {one['state']} | {one['stage']} | {one['stopped_s']:.1f} s | "
-        f"{'never served' if one['traffic_s'] == 0 else format(one['traffic_s'], '.1f') + ' s'} | "
-        f"{one['failed']} of {one['requests']} | {'yes' if one['passed'] else '; '.join(one['problems'])} |"
-        for one in results
-    ]
-    text = out.read_text()
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
     out.write_text(f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}")
+
+
+def _row(one: dict[str, Any]) -> str:
+    last = "never served" if one["traffic_s"] == 0 else f"{one['traffic_s']:.1f} s"
+    back = "yes" if one["passed"] else "; ".join(one["problems"])
+    cells = (one["fault"], one["state"], one["stage"], f"{one['stopped_s']:.1f} s", last)
+    return f"| {' | '.join(cells)} | {one['failed']} of {one['requests']} | {back} |"
 
 
 if __name__ == "__main__":
