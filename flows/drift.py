@@ -6,11 +6,12 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from configs.loading import load_settings
+from flows.names import by_endpoint
 from tasks.drift_flow import check_endpoint, endpoints_with_drift
 from tasks.endings import named_state
 
 
-@flow(name="drift", flow_run_name="drift {endpoint}")
+@flow(name="drift", flow_run_name=by_endpoint("drift"))
 def drift(endpoint: str = "", again: bool = False) -> str | State:
     """Compare live inputs and answers with their reference, and do what the decision table says.
 

@@ -6,11 +6,12 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from configs.loading import load_settings
+from flows.names import by_endpoint
 from tasks.endings import named_state
 from tasks.labels_flow import endpoints_with_labels, take_labels
 
 
-@flow(name="labels", flow_run_name="labels {endpoint}")
+@flow(name="labels", flow_run_name=by_endpoint("labels"))
 def labels(endpoint: str = "") -> str | State:
     """Take new labels from where each policy says; they feed the watch, the canary and drift.
 

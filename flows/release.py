@@ -11,12 +11,14 @@ from __future__ import annotations
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
+from pydantic import NonNegativeInt
 
 from tasks.endings import named_state
 from tasks.stages import (
     Ended,
     Release,
     Stopped,
+    Verdict,
     approval_comes_first,
     approve,
     asked_version,
@@ -45,7 +47,11 @@ def _run_name() -> str:
 
 @flow(name="release", flow_run_name=_run_name, log_prints=False)
 def release_model(
-    endpoint: str, version: int = 0, again: bool = False, reason: str = "", prompt: int = 0
+    endpoint: str,
+    version: NonNegativeInt = 0,
+    again: bool = False,
+    reason: str = "",
+    prompt: NonNegativeInt = 0,
 ) -> State:
     """Release a registered model version onto an endpoint.
 
@@ -94,6 +100,6 @@ def advance(release: Release) -> Ended:
     return promote_candidate(release, verdict) if verdict.passed else _stop(release, verdict)
 
 
-def _stop(release: Release, verdict) -> Ended:
+def _stop(release: Release, verdict: Verdict) -> Ended:
     """A FAIL rejects the version; anything else that is not a PASS only holds it."""
     return reject_candidate(release, verdict) if verdict.failed else hold(release, verdict)

@@ -5,19 +5,20 @@ from __future__ import annotations
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from flows.names import by_endpoint
 from tasks.endings import named_state
 from tasks.watch_run import WatchRun, watch_endpoints
 
 
-@flow(name="watch", flow_run_name="watch {endpoint}")
-def watch(endpoint: str = "", seconds: float | None = None) -> str | State:
+@flow(name="watch", flow_run_name=by_endpoint("watch"))
+def watch(endpoint: str = "", seconds: float = 0) -> str | State:
     """Look again and again at what serves; roll back harm that the previous version does not suffer.
 
     Args:
         endpoint: Name of one endpoint, as in its policy file; every endpoint without it.
-        seconds: How long to go on looking; each policy's `watch.run_s` without it.
+        seconds: How long to go on looking; 0: as long as each policy's `watch.run_s` says.
     """
-    run: WatchRun = watch_endpoints(endpoint, seconds)
+    run: WatchRun = watch_endpoints(endpoint, seconds or None)
     if run.rolled_back:
         return named_state("RolledBack", "; ".join(run.rolled_back))
     if run.harmed:

@@ -32,7 +32,7 @@ from tasks.release import Aborted, Release, open_release
 from tasks.shadowing import run_shadow
 from tasks.staging import run_staging, with_measured_limit
 
-__all__ = ["Ended", "Release", "Stopped"]
+__all__ = ["Ended", "Release", "Stopped", "Verdict"]
 
 _LOG = logging.getLogger("interlock.stages")
 
