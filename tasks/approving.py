@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 from typing import Any, Literal
+from uuid import UUID
 
 from prefect.exceptions import FlowPauseTimeout, Pause
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
-from prefect.input import RunInput
+from prefect.input import RunInput, keyset_from_base_key, read_flow_run_input
 from prefect.runtime import deployment
 from pydantic import Field
 
@@ -20,7 +21,7 @@ from evals.verdict import Outcome, Verdict
 from serving.errors import ServingError
 from serving.records import ReleaseState
 from tasks import news, waiting
-from tasks.notices import findings_table, flow_run_id, release_links
+from tasks.notices import findings_list, flow_run_id, release_links
 from tasks.release import Release
 
 _LOG = logging.getLogger("interlock.approving")
@@ -32,7 +33,7 @@ class Decision(RunInput):
 
     decision: Literal["approve", "reject"] = Field(
         title="Decision",
-        description="reject ends the release; the version is not released again without --again",
+        description="reject ends the release; the version comes back only by a person, with a reason",
     )
     name: str = Field(title="Your name", min_length=1, pattern=r"\S", description="Kept in the trail")
     reason: str = Field(title="Reason", min_length=1, pattern=r"\S", description="Kept in the trail")
@@ -54,13 +55,18 @@ def ask_approval(release: Release) -> Verdict:
         verdict = waiting.judge(bench, release.row)
         if verdict.outcome is not Outcome.INCONCLUSIVE:
             return _told(release, verdict)
-        left_s = until - bench.clock()
-        if left_s <= 0:
-            return _told(release, Verdict(Outcome.FAIL, waiting.overdue_reason(bench.policy)))
-        words = waiting.waiting_words(release.row, verdict, since=since, until=until)
-        release.progress({"doing": words, "since": since, "until": until})
         # every answer is one pause of its own, and the same one for a run that died before it was kept
         key = f"approval-{len(waiting.answers_of(bench, release.row)) + 1}"
+        left_s = until - bench.clock()
+        if left_s <= 0:
+            # Prefect took it in time; the flow may have come back for it only now
+            late = _answer_given(key)
+            if late is None:
+                return _told(release, Verdict(Outcome.FAIL, waiting.overdue_reason(bench.policy)))
+            _keep(release, late, key)
+            continue
+        words = waiting.waiting_words(release.row, verdict, since=since, until=until)
+        release.progress({"doing": words, "since": since, "until": until})
         try:
             answer = _await_answer(_form(release, verdict), key=key, timeout_s=max(1, int(left_s)))
         except Pause:
@@ -77,6 +83,16 @@ def _await_answer(form: Any, *, key: str, timeout_s: int) -> Any:
     if deployment.id:
         return suspend_flow_run(wait_for_input=form, timeout=timeout_s, key=key)
     return pause_flow_run(wait_for_input=form, timeout=timeout_s, key=key, poll_interval=_POLL_S)
+
+
+def _answer_given(key: str) -> Decision | None:
+    """The answer that Prefect took to a question of this flow run, None where there is none."""
+    run_id = flow_run_id()
+    for base in (f"suspended-{key}", f"paused-{key}") if run_id else ():
+        found = read_flow_run_input(keyset_from_base_key(base)["response"], flow_run_id=UUID(run_id))
+        if found:
+            return Decision.model_validate(found)
+    return None
 
 
 def _put_question(release: Release) -> float:
@@ -146,7 +162,7 @@ def _form(release: Release, verdict: Verdict) -> Any:
     ]
     for stage, stored in row.verdicts.items():
         found = Verdict.from_dict(stored)
-        lines += [f"### {stage}: {found.outcome}", found.reason, findings_table(found.findings)]
+        lines += [f"### {stage}: {found.outcome}", found.reason, findings_list(found.findings)]
     answers = waiting.answers_of(bench, row)
     if answers:
         lines += ["### Said so far"]

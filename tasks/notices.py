@@ -117,11 +117,22 @@ def findings_table(findings: tuple[Finding, ...]) -> str:
     head = "| metric | verdict | candidate | champion | difference | evidence (needed) | units | reason |"
     rows = [
         f"| {found.metric} | {found.outcome} | {_plain(found.candidate)} | {_plain(found.champion)} "
-        f"| {_interval(found)} | {_plain(found.evidence)} ({_plain(found.needed)}) | {_plain(found.units)} "
+        f"| {_interval(found)} | {_evidence(found)} | {_plain(found.units)} "
         f"| {found.reason} |"
         for found in findings
     ]
     return "\n".join([head, "|" + " --- |" * 8, *rows])
+
+
+def findings_list(findings: tuple[Finding, ...]) -> str:
+    """Findings as a markdown list, where a table is too wide; the reasons have the numbers."""
+    return "\n".join(f"- **{found.metric}** {found.outcome}: {found.reason}" for found in findings)
+
+
+def _evidence(found: Finding) -> str:
+    if found.evidence is None and found.needed is None:
+        return ""
+    return f"{_plain(found.evidence)} ({_plain(found.needed)})"
 
 
 def _interval(found: Finding) -> str:

@@ -45,7 +45,8 @@ def sweep_endpoint(endpoint: str) -> list[str]:
     if release is not None and release.state is ReleaseState.RUNNING and release.owner_until < now:
         transitions.make_safe(bench, release, who=_SWEEPER, reason="its flow run stopped renewing its claim")
         said.append(f"{endpoint}: {release.id} made safe, it can be resumed")
-    if release is not None and waiting.is_overdue(release, now):
+    overdue = release is not None and waiting.is_overdue(release, now)
+    if release is not None and overdue and not waiting.was_resumed(bench.settings, release):
         said.append(waiting.expire(bench, release, who=_SWEEPER))
         release = None
     if release is not None and release.request == "abort" and not release.owner:

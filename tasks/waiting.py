@@ -55,6 +55,14 @@ def is_overdue(release: ReleaseRow, now: float) -> bool:
     return release.state is ReleaseState.WAITING and 0 < float(release.progress.get("until", 0)) <= now
 
 
+def was_resumed(settings: Settings, release: ReleaseRow) -> bool:
+    """Whether somebody answered in Prefect and the flow run is only on its way back to the question.
+
+    Prefect takes no answer after the time-out, so this one came in time, however long the worker takes.
+    """
+    return _flow_run_state(settings, release).get("type") in ("SCHEDULED", "PENDING", "RUNNING")
+
+
 def overdue_reason(policy: Policy) -> str:
     """Why a release was rejected that nobody answered for."""
     return f"nobody approved it within {policy.approval.timeout_s:g} s"

@@ -47,6 +47,7 @@ canary:
 """
 
 MODEL = """
+import time
 from pathlib import Path
 
 import mlflow
@@ -55,6 +56,7 @@ import pandas as pd
 
 class Sum(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input: pd.DataFrame, params=None):
+        time.sleep(SLOW_S)
         if Path(BREAKS_ON).exists() and model_input["a"].between(0.2, 0.395).any():
             raise RuntimeError("cannot do these numbers any more")
         if FAILS and (model_input["a"] > 0.6).any():
@@ -117,11 +119,13 @@ class Stand:
         }
         return kept | self.settings.as_environment()
 
-    def interlock(self, *arguments: str, check: bool = True, timeout_s: float = 400) -> str:
-        """Run a command; its output."""
+    def interlock(
+        self, *arguments: str, check: bool = True, timeout_s: float = 400, user: str = "tester"
+    ) -> str:
+        """Run a command as somebody; its output."""
         done = subprocess.run(
             [*INTERLOCK, *arguments],
-            env=self.environment(),
+            env=self.environment() | {"LOGNAME": user},
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -132,11 +136,15 @@ class Stand:
         )
         return done.stdout
 
-    def refused(self, *arguments: str) -> tuple[int, str]:
+    def refused(self, *arguments: str, user: str = "tester") -> tuple[int, str]:
         """Run a command that does not succeed; its exit status and what it says of that."""
-        command = [*INTERLOCK, *arguments]
         done = subprocess.run(
-            command, env=self.environment(), capture_output=True, text=True, timeout=120, check=False
+            [*INTERLOCK, *arguments],
+            env=self.environment() | {"LOGNAME": user},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert done.returncode != 0, done.stdout
         return done.returncode, done.stderr
@@ -147,15 +155,23 @@ class Stand:
         return [line for line in lines if line["what"] == what]
 
     def register(
-        self, *, offset: float = 0.0, fails: bool = False, breaks_on: Path = Path("/nonexistent")
+        self,
+        *,
+        offset: float = 0.0,
+        fails: bool = False,
+        breaks_on: Path = Path("/nonexistent"),
+        slow_s: float = 0.0,
+        user: str = "maker",
     ) -> str:
         """A new version in the registry; its number. A fifth fails as soon as the file `breaks_on` exists."""
         code = self.settings.state / f"model-{time.monotonic_ns()}.py"
-        text = MODEL.replace("OFFSET", str(offset)).replace("FAILS", str(fails))
+        text = (
+            MODEL.replace("OFFSET", str(offset)).replace("FAILS", str(fails)).replace("SLOW_S", str(slow_s))
+        )
         code.write_text(text.replace("BREAKS_ON", repr(str(breaks_on))))
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", REGISTER, self.settings.mlflow_url, str(code)],
-            env=self.environment(),
+            env=self.environment() | {"LOGNAME": user},
             capture_output=True,
             text=True,
             timeout=300,
