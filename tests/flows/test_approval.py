@@ -1,3 +1,4 @@
+# pyright: basic
 """The human gate in the release flow: answered, killed, suspended, aborted, and nobody there.
 
 Prefect is real (a paused run in this process, answered through its REST API) but where a test
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Pause
@@ -265,10 +267,37 @@ def test_nobody_answers_and_the_next_one_to_look_rejects(
     pause_and_wait(world)
     assert all("was rejected" not in line for line in sweeping.sweep_endpoint.fn("flights"))
     world.clock.now += 601
+    in_prefect(world, "SCHEDULED", "Scheduled")  # answered in time: the worker is only slow to come for it
+    assert all("was rejected" not in line for line in sweeping.sweep_endpoint.fn("flights"))
+    in_prefect(world, "PAUSED", "Suspended")
     assert any("nobody approved it within 600 s" in line for line in sweeping.sweep_endpoint.fn("flights"))
     assert world.newest().state is ReleaseState.REJECTED
     assert world.serving() == ("1", 0)
     assert run(2).name == "Refused"
+
+
+def in_prefect(world: World, kind: str, name: str) -> None:
+    """Give the flow run of the newest release a state, as Prefect's server would have it."""
+    url = f"{world.settings.prefect_url}/flow_runs/{world.newest().flow_run_id}/set_state"
+    body = {"state": {"type": kind, "name": name}, "force": True}
+    httpx.post(url, json=body, timeout=30).raise_for_status()
+
+
+@pytest.mark.parametrize("is_yes", [True, False])
+def test_what_prefect_took_in_time_counts_when_the_flow_comes_back_late(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_yes: bool
+) -> None:
+    ask(world, timeout_s=600)
+    said = {"decision": "approve" if is_yes else "reject", "name": "ann", "reason": "in time"}
+    put = approving._put_question
+    monkeypatch.setattr(approving, "_put_question", lambda release: put(release) - 601)
+    monkeypatch.setattr(
+        approving,
+        "read_flow_run_input",
+        lambda key, flow_run_id: said if key == "suspended-approval-1-response" else None,
+    )
+    assert run(2).name == ("Promoted" if is_yes else "Rejected")
+    assert world.newest().verdicts["approve"]["reason"].endswith("by ann: in time")
 
 
 def test_a_run_that_is_answered_after_its_release_ended_starts_no_other_one(
