@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -83,18 +84,19 @@ def test_over_all_sequences_on_the_boundary_the_expected_evidence_is_one(
 
 
 SHAPE = (len(SEQUENCES),)
-PROCESSES = {
-    "errors, harm": (errors_worse(POLICY, shape=SHAPE), 0.0),
-    "errors, proof": (errors_fine(POLICY, shape=SHAPE), POLICY.errors.margin),
-    "latency, harm": (latency_worse(["p95"], shape=SHAPE), 0.0),
-    "latency, proof": (latency_fine(["p95"], shape=SHAPE), 0.0),
-    "quality, harm": (quality_worse(POLICY, shape=SHAPE), 0.0),
+PROCESSES: dict[str, tuple[Callable[[], TwoSample], float]] = {
+    "errors, harm": (lambda: errors_worse(POLICY, shape=SHAPE), 0.0),
+    "errors, proof": (lambda: errors_fine(POLICY, shape=SHAPE), POLICY.errors.margin),
+    "latency, harm": (lambda: latency_worse(["p95"], shape=SHAPE), 0.0),
+    "latency, proof": (lambda: latency_fine(["p95"], shape=SHAPE), 0.0),
+    "quality, harm": (lambda: quality_worse(POLICY, shape=SHAPE), 0.0),
 }
 
 
 @pytest.mark.parametrize("name", list(PROCESSES))
 def test_the_judges_own_processes_expect_one_on_their_boundary(name: str) -> None:
-    process, excess = PROCESSES[name]
+    make, excess = PROCESSES[name]
+    process = make()
     process.levels = BINARY
     chance, last, _ = play_all(process, ratio=1.0, excess=excess)
     assert chance @ last == pytest.approx(1, abs=1e-12)
