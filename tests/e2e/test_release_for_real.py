@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -50,6 +51,9 @@ def test_an_alias_is_all_it_takes_to_promote_a_good_version(stand: Stand, traffi
     assert {status for status, _ in answers} == {200}
     after = traffic.since(ended["decided_at"] + 0.5)
     assert {seen for _, seen in after} <= {version}
+    told = json.loads(stand.interlock("replay-decisions", ended["release"], "--json"))
+    assert told["same"], told
+    assert {stage["stage"]: stage["looks"] > 0 for stage in told["stages"]}["canary"]
 
 
 @pytest.mark.slow
