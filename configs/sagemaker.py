@@ -1,4 +1,4 @@
-"""Where and how a policy's endpoint lives on Amazon SageMaker.
+"""Where and how a policy's endpoint lives on Amazon SageMaker, and what an hour there costs.
 
 Credentials are never here: boto3's own chain finds them.
 """
@@ -99,6 +99,11 @@ class SageMaker(Section):
     subnets: tuple[str, ...] = Field(default=(), description="VPC subnets of the containers.")
     security_groups: tuple[str, ...] = Field(default=(), description="Their security groups.")
     kms_key: str | None = Field(default=None, description="Key for volumes and captures.")
+    price_per_hour: dict[InstanceType, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="Dollars an hour of one instance by its type, for what a release's two fleets cost; "
+        "empty: unknown.",
+    )
 
 
 def contradictions(policy: Policy) -> list[str]:
@@ -120,4 +125,9 @@ def contradictions(policy: Policy) -> list[str]:
         found.append("canary.lease_s must be three times sagemaker.metrics_period_s or more")
     if bool(here.subnets) != bool(here.security_groups):
         found.append("sagemaker.subnets and sagemaker.security_groups go together")
+    unpriced = sorted(set(here.instance_types) - set(here.price_per_hour))
+    if here.price_per_hour and unpriced:
+        found.append(
+            f"sagemaker.price_per_hour lacks {', '.join(unpriced)}: name every type's price, or none"
+        )
     return found

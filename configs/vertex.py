@@ -1,4 +1,4 @@
-"""Where and how a policy's endpoint lives on Vertex AI.
+"""Where and how a policy's endpoint lives on Vertex AI, and what an hour there costs.
 
 Credentials are never here: Google's application default credentials find them.
 """
@@ -47,6 +47,16 @@ class RequestLog(Section):
     )
 
 
+class VertexVllm(Section):
+    """Serve with a vLLM image in place of Interlock's replica."""
+
+    options: dict[str, str] = Field(
+        default_factory=dict,
+        description="Options of vLLM's server by name: tensor-parallel-size: 2 becomes "
+        "--tensor-parallel-size=2, after `arguments`.",
+    )
+
+
 class Vertex(Section):
     """One endpoint on Vertex AI: a dedicated endpoint whose containers answer any path."""
 
@@ -76,8 +86,11 @@ class Vertex(Section):
         default_factory=dict, description="More of the container's variables."
     )
     arguments: tuple[str, ...] = Field(
-        default=(), description="Arguments of the container; for a vLLM image those of its server."
+        default=(),
+        description="Arguments of the container; before those of `vllm`, as [python, -m, "
+        "vllm.entrypoints.api_server] for Model Garden's image.",
     )
+    vllm: VertexVllm | None = Field(default=None, description="Where the image is a vLLM container.")
     metrics_period_s: int = Field(
         default=60, ge=1, description="How often Vertex samples its metrics; a look sees whole periods."
     )
@@ -89,6 +102,12 @@ class Vertex(Section):
     )
     change_timeout_s: float = Field(
         default=300, gt=0, description="A change of the split not in effect after this is an error."
+    )
+    price_per_hour: float | None = Field(
+        default=None,
+        ge=0,
+        description="Dollars an hour of one replica, its machine and GPUs together, for what a release's two "
+        "fleets cost; null: unknown.",
     )
 
 

@@ -112,7 +112,8 @@ def history(
             decided = f" in {row['decided_stage']}" if row["decided_stage"] else ""
             when = moment(row["ended_at"]) or f"{moment(row['started_at'])}, open"
             typer.echo(f"{when}  {row['release']}  v{row['version']}{against}  {row['state']}{decided}")
-            typer.echo(wrapped(row["reason"], indent=4))
+            for words in filter(None, (row["reason"], row["cost_words"])):
+                typer.echo(wrapped(words, indent=4))
 
 
 def _follow(endpoint: str, version: str, url: str, *, as_json: bool) -> dict[str, Any]:

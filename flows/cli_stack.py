@@ -191,6 +191,8 @@ def _render_status(found: dict[str, Any]) -> list[Any]:
                 lines.append(f"    what would change it: {verdict['would_change']}")
         if (release["progress"] or {}).get("would_change"):
             lines.append(f"  what would change it: {release['progress']['would_change']}")
+        if release["cost_words"]:
+            lines.append(f"  cost: {release['cost_words']}")
         lines += [f"  {release[link]}" for link in ("flow_run_url", "mlflow_url") if release[link]]
     replicas = (found["live"] or {}).get("replicas", {})
     for slot, of_slot in replicas.items():

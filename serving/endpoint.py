@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from configs.measures import MEASURES
+from configs.prices import LOCAL_MACHINE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,11 +61,12 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One serving process of a slot."""
+    """One serving process of a slot. `machine` is the kind of machine that it is billed as."""
 
     name: str
     address: str
     healthy: bool
+    machine: str = LOCAL_MACHINE
 
 
 @dataclass(frozen=True, slots=True)

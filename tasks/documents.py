@@ -15,6 +15,7 @@ from evals.canary import Look, replay
 from evals.looks import LatencyThresholds, StoredLook
 from serving.errors import ServingError
 from serving.records import LookRow, Stage
+from tasks.costing import release_cost
 from tasks.load_run import budget_of
 from tasks.plots import BOUND, CANDIDATE, CHAMPION, INK, number_words, page, plain_axes, svg
 from tasks.release import Release
@@ -63,6 +64,7 @@ def decisions(release: Release) -> dict[str, Any]:
         "decided_stage": row.decided_stage,
         "policy": release.bench.policy.model_dump(mode="json"),
         "verdicts": dict(row.verdicts),
+        "cost": release_cost(journal, row, now=release.bench.clock()),
         "looks": {
             stage: [{"number": look.number, "time": look.time, **look.stats} for look in looks]
             for stage in KEPT
@@ -99,6 +101,7 @@ def report(release: Release) -> str:
         started=_clock(row.started_at),
         decided=_clock(row.decided_at) if row.decided_at else "",
         verdicts=list(row.verdicts.items()),
+        cost=release_cost(bench.journal, row, now=bench.clock()),
         plots=_plots(release),
         audit=[
             {"time": _clock(line.time), "what": line.what, "who": line.who, "details": _details(line.details)}

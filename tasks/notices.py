@@ -17,6 +17,7 @@ from prefect.runtime import flow_run
 from evals.verdict import Finding, Verdict
 from serving.records import Stage
 from tasks.bench import Bench
+from tasks.costing import cost_words, release_cost
 from tasks.release import Release
 from tasks.trail import Aside
 
@@ -78,7 +79,9 @@ def verdict(release: Release, stage: Stage, result: Verdict) -> None:
 def ending(release: Release, name: str, message: str) -> None:
     """A markdown artifact with how the release ended, and a link to its MLflow run."""
     bench = release.bench
-    lines = [f"# {bench.name} v{release.version}: {name}", "", message, "", release_links(release)]
+    cost = release_cost(bench.journal, release.row, now=bench.clock())
+    paid = ["", f"Cost: {cost_words(cost, release.version)}."] if cost else []
+    lines = [f"# {bench.name} v{release.version}: {name}", "", message, *paid, "", release_links(release)]
     key = f"{bench.name}-v{release.version}-release"
     quietly(lambda: create_markdown_artifact(key=key, markdown="\n".join(lines), description=message[:300]))
     url = release.row.mlflow_url

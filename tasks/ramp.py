@@ -120,6 +120,8 @@ def _look(release: Release, ramp: _Ramp) -> Decision:
             LookRow(release.row.id, _STAGE, ramp.number, now, ramp.cursor, seen.cursor, stats)
         )
     ramp.cursor = seen.cursor
+    release.meter.answered(seen.answered)
+    release.meter.look(now=now)
     share = canary.steps[ramp.step]
     release.trail.numbers({**look.numbers, "share_percent": share}, now=now, step=ramp.number)
     release.progress(

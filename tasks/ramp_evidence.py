@@ -9,7 +9,8 @@ and a look sees as far as the platform's delay lets it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,7 +34,8 @@ _PAST_S = 3600.0
 class Seen:
     """What one look adds. `watermark` is until when all is seen, in seconds since the epoch.
 
-    `extra` is stored with the look, besides its statistics: what `replay` needs.
+    `extra` is stored with the look, besides its statistics: what `replay` needs. `answered` are all
+    requests by version, whether they count as evidence or not.
     """
 
     statistics: LookStatistics
@@ -44,6 +46,7 @@ class Seen:
     extra: dict[str, Any] = field(default_factory=dict)
     is_idle: bool = False
     """Whether nothing at all was read, so that the source is as it was before."""
+    answered: Mapping[str, int] = field(default_factory=dict)
 
 
 class RampEvidence(Protocol):
@@ -123,6 +126,7 @@ class RequestEvidence:
             {"rows": len(seen.frame), "warm_until": self._warm_until}
             | ({"labels": list(labels)} if self._quality else {}),
             len(seen.frame) == 0 and labels[0] == labels[1],
+            answered=Counter(seen.frame["version"].tolist()),
         )
 
     def holds(self, share_bp: int, *, asked_at: float, now: float) -> None:
@@ -213,12 +217,16 @@ class PeriodEvidence:
         ]
         left_out = sum(period.requests for period in periods) - sum(arm.requests for arm in arms)
         self._spans = [span for span in self._spans if span.until >= since] or self._spans[-1:]
+        answered: Counter[str] = Counter()
+        for period in periods:
+            answered[period.version] += period.requests
         spans = [[span.share_bp, span.since, span.until] for span in self._spans]
         return Seen(
             period_statistics(self._bench.policy.canary, self._thresholds, arms),
             str(max(since, until)),
             max(since, until),
             extra={"rows": sum(arm.requests for arm in arms), "left_out": left_out, "spans": spans},
+            answered=answered,
         )
 
     def holds(self, share_bp: int, *, asked_at: float, now: float) -> None:

@@ -19,6 +19,7 @@ from serving.errors import Fenced, PlatformUnavailable, Refused
 from serving.journal import Journal
 from serving.records import ReleaseRow, ReleaseState, Stage
 from tasks.bench import Bench
+from tasks.costing import Meter
 from tasks.fingerprint import engine
 from tasks.trail import Trail
 
@@ -37,7 +38,7 @@ class Release:
 
     Use it as a context manager: entering starts renewing the claim, leaving stops it. `row` is
     the journal's row as this run last saw it, `placed_cursor` the observations' cursor when this
-    run placed the candidate, `listeners` are told of progress.
+    run placed the candidate, `meter` counts machines, `listeners` are told of progress.
     """
 
     def __init__(self, bench: Bench, row: ReleaseRow, trail: Trail) -> None:
@@ -45,6 +46,7 @@ class Release:
         self.row = row
         self.trail = trail
         self.placed_cursor: str | None = None
+        self.meter = Meter(bench, row.id)
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
         self._stopped = threading.Event()
         self._fenced: Fenced | None = None

@@ -97,6 +97,7 @@ def _look(release: Release, shadow: _Shadow, replayer: Replayer) -> Verdict:
     counts = count_pairs(release, shadow, batch.pairs)
     verdict = shadow.judge.look(counts)
     now = bench.clock()
+    release.meter.look(now=now)
     shadow.number += counts.pairs > 0
     if counts.pairs > 0:
         stats = {

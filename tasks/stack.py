@@ -19,6 +19,7 @@ from serving.secret_files import Secret, read_or_create
 from serving.stack import Server, describe_stack, servers_of, start_supervision, wait_healthy
 from serving.supervision import Supervisor
 from tasks import registration
+from tasks.guard_schedule import is_guard_needed, schedule_guard
 
 Progress = Callable[[str], None]
 """Gets one line for people, as each thing is done."""
@@ -67,6 +68,7 @@ def up(settings: Settings, progress: Progress) -> StackUp:
         registration.register_work_pool(settings)
         supervisor.ensure(servers["worker"].describe())
         changed = registration.register_deployments(settings)
+        schedule_guard(settings, is_needed=is_guard_needed(policies.values()))
         registration.register_zombie_automation(settings)
         progress(
             f"deployments and automations {'registered' if changed else 'in place'} at {settings.prefect_url}"

@@ -24,8 +24,10 @@ from tasks import notices, rolling_back, transitions, waiting
 from tasks.approving import ask_approval
 from tasks.bench import Bench
 from tasks.changes import PROMOTE
+from tasks.costing import cost_numbers, release_cost
 from tasks.documents import write_documents
 from tasks.evaluation import evaluate_candidate
+from tasks.guard_schedule import stand_guard
 from tasks.prompt_registry import subject
 from tasks.ramp import run_canary
 from tasks.release import Aborted, Release, open_release
@@ -170,9 +172,11 @@ def stage(release: Release) -> Verdict:
 def place_candidate(release: Release) -> EndpointRow:
     """The candidate healthy in its slot, at zero share."""
     release.enter(Stage.STAGE)
+    stand_guard(release.bench)
     release.bench.policy = with_measured_limit(release.bench.policy, release.row.verdicts)
     row = transitions.place(release.bench, release.row, first=release.first)
     endpoint = release.bench.endpoint
+    release.meter.look(now=release.bench.clock(), at_once=True)
     if endpoint.capabilities.per_request_observations:
         release.placed_cursor = endpoint.observations(None).cursor
     return row
@@ -199,6 +203,7 @@ def approve(release: Release) -> Verdict:
 def canary(release: Release, row: EndpointRow) -> Verdict:
     """A rising share of live requests, watched continuously, up to the soak."""
     release.enter(Stage.CANARY)
+    release.meter.look(now=release.bench.clock(), at_once=True)
     verdict = run_canary(release, row)
     release.conclude(Stage.CANARY, verdict)
     return verdict
@@ -301,6 +306,11 @@ def close(release: Release, ended: Ended) -> None:
         return  # somebody newer writes them
     release.row = row
     try:
+        now = release.bench.clock()
+        release.meter.end(now=row.ended_at if row.state.final and row.ended_at else now)
+        cost = release_cost(release.bench.journal, row, now=now)
+        if cost is not None:
+            release.trail.numbers(cost_numbers(cost), now=now, step=0)
         write_documents(release)
         release.trail.close(row)
         notices.ending(release, ended.name, ended.message)

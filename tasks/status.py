@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ from serving.errors import ServingError
 from serving.journal import Journal
 from serving.records import ReleaseRow
 from tasks.bench import Bench
+from tasks.costing import cost_words, release_cost
 from tasks.engines import read_engines
 
 
@@ -38,8 +40,8 @@ def endpoint_status(settings: Settings, name: str) -> dict[str, Any]:
         "share_percent": row.share_bp / 100 if row.until > bench.clock() else 0.0,
         "lease_s": max(0.0, row.until - bench.clock()) if row.share_bp else 0.0,
         "intent": dict(row.intent) if row.intent else None,
-        "release": release_summary(settings, release) if release else None,
-        "last_release": release_summary(settings, newest) if newest else None,
+        "release": release_summary(settings, release, bench.journal) if release else None,
+        "last_release": release_summary(settings, newest, bench.journal) if newest else None,
         "live": None,
     }
     try:
@@ -67,7 +69,7 @@ def release_history(settings: Settings, name: str) -> list[dict[str, Any]]:
     """All releases of an endpoint, newest first."""
     journal = Journal(settings.journal)
     try:
-        return [release_summary(settings, release) for release in journal.releases(name)]
+        return [release_summary(settings, release, journal) for release in journal.releases(name)]
     finally:
         journal.close()
 
@@ -81,8 +83,9 @@ def endpoint_audit(settings: Settings, name: str, *, limit: int = 200) -> list[d
         journal.close()
 
 
-def release_summary(settings: Settings, release: ReleaseRow) -> dict[str, Any]:
-    """One release as plain values, with its links."""
+def release_summary(settings: Settings, release: ReleaseRow, journal: Journal) -> dict[str, Any]:
+    """One release as plain values, with its links and what its machines cost so far."""
+    cost = release_cost(journal, release, now=time.time())
     ui = settings.prefect_url.removesuffix("/api")
     return {
         "release": release.id,
@@ -106,6 +109,8 @@ def release_summary(settings: Settings, release: ReleaseRow) -> dict[str, Any]:
             for stage, stored in release.verdicts.items()
         },
         "progress": dict(release.progress),
+        "cost": cost,
+        "cost_words": cost_words(cost, release.version) if cost else "",
         "flow_run_url": f"{ui}/runs/flow-run/{release.flow_run_id}" if release.flow_run_id else "",
         "mlflow_run_id": release.mlflow_run_id,
         "mlflow_url": release.mlflow_url,

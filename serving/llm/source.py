@@ -65,14 +65,36 @@ def source_of(folder: Path, serving: Serving, *, cache_dir: Path, tracking_uri: 
         return Source("api", model=model)
     reference = str(note.get("weights") or "")
     if reference.startswith(_HUB):
-        name, _, revision = reference.removeprefix(_HUB).partition("@")
-        if not revision:
-            raise NotServable(
-                f"{reference} has no revision, so it may change. Next: {_HUB}{name}@COMMIT in the metadata."
-            )
-        return Source("vllm", weights=name, revision=revision)
+        return _at_the_hub(reference)
     base = _fetched(reference, cache_dir, tracking_uri) if reference else folder
     return _local(base)
+
+
+def packed_source(folder: Path) -> Source:
+    """The weights of a version that a platform's own vLLM container serves. Raises `NotServable`.
+
+    Paths are relative to the version's files, which the platform copies as they are ("." for their top).
+    """
+    reference = str(_note(folder).get("weights") or "")
+    if reference.startswith(_HUB):
+        return _at_the_hub(reference)
+    if reference:
+        raise NotServable(
+            f"The version refers to {reference}, which a managed container does not fetch. Next: log the "
+            f"weights with the version, or refer to {_HUB}NAME@COMMIT."
+        )
+    found = _local(folder)
+    tokenizer = Path(found.tokenizer).relative_to(folder).as_posix() if found.tokenizer else ""
+    return Source("vllm", weights=Path(found.weights).relative_to(folder).as_posix(), tokenizer=tokenizer)
+
+
+def _at_the_hub(reference: str) -> Source:
+    name, _, revision = reference.removeprefix(_HUB).partition("@")
+    if not revision:
+        raise NotServable(
+            f"{reference} has no revision, so it may change. Next: {_HUB}{name}@COMMIT in the metadata."
+        )
+    return Source("vllm", weights=name, revision=revision)
 
 
 def _note(folder: Path) -> Mapping[str, Any]:

@@ -25,6 +25,10 @@ class Artifacts:
         self._clients = clients
         self._fetch = fetch
 
+    def folder(self, uri: str) -> Path:
+        """The version's files on this machine."""
+        return self._fetch(uri)
+
     def upload(self, uri: str) -> str:
         """The S3 prefix of a version's files, uploaded where its digest is not there yet.
 

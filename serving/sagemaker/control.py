@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from serving.endpoint import SHARE_SCALE, Route, Slot
@@ -16,13 +16,14 @@ _SERVES = frozenset({"InService", "Updating", "SystemUpdating", "RollingBack"})
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One production variant. `instances` are those in service."""
+    """One production variant. `instances` are in service, `pools` the same by type where there are pools."""
 
     slot: Slot
     version: str
     name: str
     weight: float
     instances: int
+    pools: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,5 +164,9 @@ def _variants(reported: list[Mapping[str, Any]]) -> tuple[Variant, ...]:
         ours = of_variant(str(one["VariantName"]))
         if ours is not None:
             weight, count = float(one.get("CurrentWeight", 0.0)), int(one.get("CurrentInstanceCount", 0))
-            found.append(Variant(*ours, str(one["VariantName"]), weight, count))
+            pools = {
+                str(pool["InstanceType"]): int(pool.get("CurrentInstanceCount", 0))
+                for pool in one.get("InstancePools", ())
+            }
+            found.append(Variant(*ours, str(one["VariantName"]), weight, count, pools))
     return tuple(found)

@@ -276,10 +276,11 @@ class SageMakerEndpoint:
         variant = found.variant_in(slot)
         if variant is None:
             return ()
-        healthy = found.serves
+        pools = variant.pools or {self._here.instance_types[0]: variant.instances}
+        kinds = [kind for kind, count in pools.items() for _ in range(count)]
         return tuple(
-            Replica(f"{variant.name}-{number}", self._here.instance_types[0], healthy)
-            for number in range(variant.instances)
+            Replica(f"{variant.name}-{number}", found.arn, found.serves, kind)
+            for number, kind in enumerate(kinds)
         )
 
     # -- seeing --------------------------------------------------------------------------------------

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 from configs.policy import Policy
 from configs.sagemaker import SageMaker
 from serving.endpoint import Slot
+from serving.errors import Refused
+from serving.llm.errors import NotServable
+from serving.llm.source import Source, packed_source
 from serving.sagemaker.clients import Clients, exists_already, is_missing, translated
 from serving.sagemaker.container import environment
 from serving.sagemaker.naming import ENDPOINT_TAG, content_name, variant_name
@@ -41,6 +44,7 @@ class Fleet:
         """The SageMaker model of a version, its artifact uploaded; returns its name."""
         from botocore.exceptions import ClientError
 
+        weights = self._weights(uri) if self._here.vllm is not None else None
         container: dict[str, Any] = {
             "Image": self._here.image,
             "ModelDataSource": {
@@ -50,7 +54,9 @@ class Fleet:
                     "CompressionType": "None",
                 }
             },
-            "Environment": environment(self._name, self._policy, self._here, version=version, uri=uri),
+            "Environment": environment(
+                self._name, self._policy, self._here, version=version, uri=uri, weights=weights
+            ),
         }
         content: dict[str, Any] = {"PrimaryContainer": container, "ExecutionRoleArn": self._here.role_arn}
         if self._here.subnets:
@@ -66,6 +72,12 @@ class Fleet:
                 if not exists_already(error):
                     raise
         return name
+
+    def _weights(self, uri: str) -> Source:
+        try:
+            return packed_source(self._artifacts.folder(uri))
+        except NotServable as error:
+            raise Refused(f"{self._name}: {uri}: {error}") from error
 
     def variant(self, slot: Slot, version: str, model: str, *, weight: float) -> dict[str, Any]:
         """A new production variant. The weight is always said: SageMaker's default is 1, not 0."""

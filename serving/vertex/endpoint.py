@@ -29,6 +29,7 @@ from serving.endpoint import (
 )
 from serving.errors import NotApplied, NotHealthy, Refused
 from serving.fence import check_change, check_deploy, check_retire
+from serving.vertex.container import deployed_model
 from serving.vertex.google_apis import GoogleApis, SplitConflict, finished, patient, status_of, translated
 from serving.vertex.metrics import read_periods
 from serving.vertex.models import ensure_model, registry_files
@@ -115,7 +116,7 @@ class VertexEndpoint:
             self._undeploy(found)
         model = ensure_model(self._google, self._policy, version, self._fetch(uri))
         before = dict(resource.traffic_split)
-        self._deploy_model(self._deployed_model(identifier, version, model))
+        self._deploy_model(deployed_model(self._here, identifier, version, model))
         after = self._read()
         if after is None or identifier not in {one.id for one in after.deployed_models}:
             raise NotApplied(
@@ -163,10 +164,7 @@ class VertexEndpoint:
             name=self.name,
             route=self._route(resource),
             versions={slot: held[slot].version if slot in held else "" for slot in Slot},
-            replicas={
-                slot: (Replica(held[slot].id, self._address(resource), healthy=True),) if slot in held else ()
-                for slot in Slot
-            },
+            replicas={slot: self._replicas(resource, held.get(slot)) for slot in Slot},
         )
 
     def invoke(self, slot: Slot, path: str, body: bytes, *, content_type: str, timeout_s: float) -> Reply:
@@ -270,38 +268,6 @@ class VertexEndpoint:
         finished(operation, what, _CREATE_TIMEOUT_S)
         return self._must_read()
 
-    def _deployed_model(self, identifier: str, version: str, model: str) -> DeployedModel:
-        from google.cloud.aiplatform_v1 import (
-            AcceleratorType,
-            AutoscalingMetricSpec,
-            DedicatedResources,
-            DeployedModel,
-            MachineSpec,
-        )
-
-        here = self._here
-        machine = MachineSpec(machine_type=here.machine_type)
-        if here.accelerator_type is not None:
-            machine.accelerator_type = AcceleratorType[here.accelerator_type]
-            machine.accelerator_count = here.accelerator_count
-        targets = [
-            AutoscalingMetricSpec(metric_name=metric, target=target)
-            for metric, target in here.autoscale.targets.items()
-        ]
-        return DeployedModel(
-            id=identifier,
-            model=model,
-            display_name=version,
-            service_account=here.service_account or "",
-            dedicated_resources=DedicatedResources(
-                machine_spec=machine,
-                min_replica_count=here.autoscale.min_replicas,
-                max_replica_count=here.autoscale.max_replicas,
-                autoscaling_metric_specs=targets,
-                spot=here.spot,
-            ),
-        )
-
     def _deploy_model(self, deployed: DeployedModel) -> None:
         """Zero traffic: an empty split in the request leaves the endpoint's own untouched."""
         from google.api_core.exceptions import Conflict
@@ -399,6 +365,15 @@ class VertexEndpoint:
     def _route(self, resource: VertexResource) -> Route | None:
         return route_of(self.name, dict(resource.labels), dict(resource.traffic_split), _held(resource))
 
+    def _replicas(self, resource: VertexResource, deployed: Deployed | None) -> tuple[Replica, ...]:
+        address, machine = self._address(resource), self._here.machine_type
+        if deployed is None:
+            return ()
+        return tuple(
+            Replica(f"{deployed.id}-{number}", address, healthy=True, machine=machine)
+            for number in range(deployed.replicas)
+        )
+
     def _address(self, resource: VertexResource) -> str:
         return self._google.url(resource.dedicated_endpoint_dns)
 
@@ -409,5 +384,6 @@ def _held(resource: VertexResource) -> dict[Slot, Deployed]:
     for one in resource.deployed_models:
         slot = slot_of(one.id)
         if slot is not None:
-            found[slot] = Deployed(one.id, slot, one.display_name)
+            replicas = one.status.available_replica_count or one.dedicated_resources.min_replica_count
+            found[slot] = Deployed(one.id, slot, one.display_name, replicas)
     return found

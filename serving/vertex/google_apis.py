@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from configs.settings import Settings
 from configs.vertex import Vertex
-from serving.errors import NotHealthy, PlatformUnavailable, Refused, ServingError, SetupError
+from serving.errors import (
+    Busy,
+    CredentialsRejected,
+    NoCapacity,
+    NotHealthy,
+    PlatformUnavailable,
+    QuotaExceeded,
+    Refused,
+    ServingError,
+    SetupError,
+    Throttled,
+)
 from serving.upstream import is_loopback
 
 if TYPE_CHECKING:
@@ -28,12 +39,8 @@ _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 _TRIED_FOR_S = 60.0
 
 
-class NoCapacity(NotHealthy):
-    """Vertex has no machine of this kind to give, or the project's quota is used up."""
-
-
-class SplitConflict(PlatformUnavailable):
-    """Somebody else changed the endpoint between our reading and our writing."""
+class SplitConflict(Busy):
+    """Somebody else changed the endpoint between our reading and our writing, or is about to."""
 
 
 class GoogleApis:
@@ -153,13 +160,13 @@ def finished(operation: Operation, what: str, timeout_s: float) -> Any:
     """The result of a long-running operation. Raises what `translated` raises."""
     import concurrent.futures
 
-    from google.api_core.retry import Retry
+    from google.api_core.future.polling import DEFAULT_POLLING
 
+    # The default's predicate is what takes "not done yet" for a reason to ask again.
+    polling = DEFAULT_POLLING.with_delay(initial=0.3, maximum=10.0, multiplier=1.5).with_timeout(timeout_s)
     with translated(what):
         try:
-            return operation.result(
-                timeout=timeout_s, polling=Retry(initial=0.3, maximum=10.0, multiplier=1.5, timeout=timeout_s)
-            )
+            return operation.result(timeout=timeout_s, polling=polling)
         except (concurrent.futures.TimeoutError, TimeoutError) as error:
             raise NotHealthy(
                 f"Vertex did not {what} within {timeout_s:g} s; its operation goes on: "
@@ -178,9 +185,14 @@ def translated(what: str) -> Generator[None]:
         yield
     except ServingError:
         raise
-    except (auth.RefreshError, auth.DefaultCredentialsError, exceptions.Unauthenticated) as error:
+    except (auth.RefreshError, auth.InvalidOperation, exceptions.Unauthenticated) as error:
+        raise CredentialsRejected(
+            f"asked Vertex to {what}, but the credentials have expired ({_said(error)}). "
+            "Next: renew them (gcloud auth application-default login), then interlock resume"
+        ) from error
+    except auth.DefaultCredentialsError as error:
         raise SetupError(
-            f"asked Vertex to {what}, but the credentials are missing or have expired ({_said(error)}). "
+            f"asked Vertex to {what}, but there are no credentials ({_said(error)}). "
             "Next: gcloud auth application-default login, or a service account for the worker"
         ) from error
     except exceptions.Forbidden as error:
@@ -190,11 +202,18 @@ def translated(what: str) -> Generator[None]:
         ) from error
     except exceptions.TooManyRequests as error:
         if _is_capacity(error):
-            raise NoCapacity(
-                f"asked Vertex to {what}, but it has no capacity or the quota is used up ({_said(error)}). "
-                "Next: another vertex.machine_type or region, a quota request, or try again later"
+            kind, missing = (
+                (QuotaExceeded, "the project's quota is used up")
+                if "quota" in str(error).lower()
+                else (NoCapacity, "it has no capacity")
+            )
+            raise kind(
+                f"asked Vertex to {what}, but {missing} ({_said(error)}). Next: another "
+                "vertex.machine_type or region, a quota request, or try again later; nothing changed"
             ) from error
-        raise PlatformUnavailable(f"Vertex is throttling us: asked to {what} ({_said(error)})") from error
+        raise Throttled(
+            f"Vertex is throttling us: asked to {what} ({_said(error)}). Next: it is tried again"
+        ) from error
     except (exceptions.Conflict, exceptions.BadRequest) as error:
         if status_of(error) == "FAILED_PRECONDITION" and "model server" in str(error).lower():
             raise NotHealthy(
@@ -213,8 +232,12 @@ def translated(what: str) -> Generator[None]:
         http.RequestException,
         exceptions.RetryError,
     ) as error:
+        if isinstance(error, exceptions.RetryError) and isinstance(error.cause, exceptions.TooManyRequests):
+            raise Throttled(
+                f"Vertex is throttling us: asked to {what} for {_TRIED_FOR_S:g} s. Next: it is tried again"
+            ) from error
         raise PlatformUnavailable(
-            f"asked Vertex to {what}, but it does not answer ({_said(error)})"
+            f"asked Vertex to {what}, but it does not answer ({_said(error)}). Next: it is tried again"
         ) from error
     except exceptions.GoogleAPICallError as error:
         raise Refused(f"asked Vertex to {what}, which it refused: {_said(error)}") from error

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from configs.policy import Policy
 from configs.settings import Settings
-from configs.vertex import Vertex
-from serving.errors import SetupError
+from serving.errors import Refused, SetupError
+from serving.llm.errors import NotServable
+from serving.llm.source import Source, packed_source
 from serving.replica.errors import LoadFailed, RegistryUnreachable
 from serving.replica.loading import fetch_model
+from serving.vertex.container import container
 from serving.vertex.google_apis import GoogleApis, finished, patient, status_of, translated
 
-PORT = 8080
 _COMPLETE = ".interlock-complete"
 """Written after all files of a folder: an upload that died half-way is done again."""
 _UPLOAD_TIMEOUT_S = 1800.0
@@ -38,11 +39,12 @@ def ensure_model(google: GoogleApis, policy: Policy, version: str, folder: Path)
             return google.models.get_model(name=name, retry=patient()).name
         except NotFound:
             pass
+    weights = _weights(policy, version, folder) if here.vllm is not None else None
     artifacts = upload_once(google, here.artifacts, folder)
     model = Model(
         display_name=f"{policy.model} version {version}"[:128],
         artifact_uri=artifacts,
-        container_spec=container(here, policy),
+        container_spec=container(here, policy, version=version, artifacts=artifacts, weights=weights),
         labels={"interlock-endpoint": policy.endpoint},
     )
     with translated(f"upload the model {identifier}"):
@@ -58,32 +60,11 @@ def ensure_model(google: GoogleApis, policy: Policy, version: str, folder: Path)
     return name
 
 
-def container(here: Vertex, policy: Policy):
-    """The container's specification: any path is answered, so one version can be asked directly."""
-    from google.cloud.aiplatform_v1 import EnvVar, ModelContainerSpec, Port, Probe
-
-    variables = {
-        "INTERLOCK_ENDPOINT": policy.endpoint,
-        "INTERLOCK_CONCURRENCY": str(policy.replicas.concurrency),
-        "INTERLOCK_THREADS": str(policy.replicas.threads),
-        "INTERLOCK_REQUEST_TIMEOUT_S": f"{policy.replicas.request_timeout_s:g}",
-        "INTERLOCK_MAX_BODY_BYTES": str(policy.access.max_body_bytes),
-        **here.environment,
-    }
-    return ModelContainerSpec(
-        image_uri=here.image,
-        args=list(here.arguments),
-        env=[EnvVar(name=name, value=value) for name, value in variables.items()],
-        ports=[Port(container_port=PORT)],
-        health_route="/health",
-        invoke_route_prefix="/*",
-        deployment_timeout={"seconds": int(here.deploy_timeout_s)},
-        startup_probe=Probe(
-            http_get=Probe.HttpGetAction(path="/health", port=PORT),
-            period_seconds=10,
-            failure_threshold=max(1, int(policy.replicas.start_timeout_s // 10)),
-        ),
-    )
+def _weights(policy: Policy, version: str, folder: Path) -> Source:
+    try:
+        return packed_source(folder)
+    except NotServable as error:
+        raise Refused(f"{policy.endpoint}: version {version}: {error}") from error
 
 
 def model_id(model: str, version: str, key: str) -> str:

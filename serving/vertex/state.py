@@ -28,11 +28,12 @@ _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """One deployed version: Vertex's id of it, and our version and slot."""
+    """One deployed version: Vertex's id of it, our version and slot, and its replicas in service."""
 
     id: str
     slot: Slot
     version: str
+    replicas: int = 1
 
 
 def deployed_id(slot: Slot, version: str, uri: str) -> str:

@@ -31,7 +31,7 @@ def test_keys_are_those_of_a_whole_policy() -> None:
         "drill": {},
         "load_test": {"rate_per_s": 1},
         "sagemaker": whole_sagemaker(),
-        "vertex": vertex_content(),
+        "vertex": vertex_content(vllm={}),
         "serving": whole_serving(),
     }
     content["prompt"] = {"name": "support"}

@@ -45,6 +45,7 @@ class SageMakerWorld(World):
                 capture={"uri": "s3://models/captures", "delay_s": 600},
                 autoscale={"max_instances": 3, "value": 4},
                 alarm_errors_per_minute=100_000,
+                price_per_hour={"ml.m5.large": 0.138},
             ),
         }
         self.policy = Policy.model_validate(content)
@@ -71,15 +72,24 @@ class SageMakerWorld(World):
             step = min(1.0, left)
             left -= step
             self.clock.now += step
-            for release in self.journal.releases("flights")[:1] if self.clock.now % 8 < 1 else []:
-                if release.owner and release.owner_until >= self.clock.now - 2:
-                    self.journal.renew(release.id, release.owner, lease_s=30, now=self.clock.now)
+            self.keep_claim()
             found = self.cloud.sagemaker.endpoints.get("flights")
             if found is not None and found.variants and step == 1.0:
                 for _ in range(self.requests_per_s):
                     self._sent += 1
                     self.cloud.invoke("flights", f'"body {self._sent}"'.encode())
             self.on_second()
+
+    def weights(self) -> dict[str, float]:
+        """Version to its share of the live requests, in percent."""
+        found = self.cloud.sagemaker.endpoints.get("flights")
+        weights = {name: one.weight for name, one in found.variants.items()} if found else {}
+        whole = sum(weights.values())
+        return {name.partition("-v")[2]: 100 * one / whole for name, one in weights.items() if one}
+
+    def close(self) -> None:
+        """Stop the double."""
+        self.cloud.close()
 
     def serving(self) -> tuple[str, int]:
         """The default's version, and the share that the weights really give to the other one."""

@@ -199,6 +199,12 @@ class World:
                     self.endpoint.send(f"body {self._sent}".encode(), user=user)
             self.on_second()
 
+    def keep_claim(self) -> None:
+        """What the thread of a live run does: this clock runs faster than it."""
+        for release in self.journal.releases("flights")[:1] if self.clock.now % 8 < 1 else []:
+            if release.owner and release.owner_until >= self.clock.now - 2:
+                self.journal.renew(release.id, release.owner, lease_s=30, now=self.clock.now)
+
     def newest(self) -> ReleaseRow:
         """The newest release."""
         return self.journal.releases("flights")[0]

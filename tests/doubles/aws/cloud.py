@@ -18,6 +18,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from xml.etree import ElementTree
 
 from botocore import xform_name
 
@@ -236,25 +237,31 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _invoke(self, endpoint: str, body: bytes) -> None:
         self.server.cloud.refuse("InvokeEndpoint")
+        model = wire.service("sagemaker-runtime").operation_model("InvokeEndpoint")
+        asked = wire.from_rest(model, {"EndpointName": urllib.parse.unquote(endpoint)}, self.headers, body)
         variant, reply = self.server.cloud.invoke(
-            urllib.parse.unquote(endpoint),
+            asked["EndpointName"],
             body,
-            target=self.headers.get("X-Amzn-SageMaker-Target-Variant", ""),
-            inference_id=self.headers.get("X-Amzn-SageMaker-Inference-Id", ""),
+            target=asked.get("TargetVariant", ""),
+            inference_id=asked.get("InferenceId", ""),
         )
         if reply.status != 200:
-            raise Fault(
+            fault = Fault(
                 "ModelError",
                 f"Received client error ({reply.status}) from {variant}.",
                 424,
                 OriginalStatusCode=reply.status,
                 OriginalMessage=reply.body.decode("latin-1"),
             )
-        self._send(
-            200,
-            reply.body,
-            {"Content-Type": "application/json", "x-Amzn-Invoked-Production-Variant": variant},
-        )
+            wire.check_error("sagemaker-runtime", fault)
+            raise fault
+        answer = {
+            "Body": reply.body,
+            "ContentType": "application/json",
+            "InvokedProductionVariant": variant,
+        }
+        headers, content = wire.to_rest(model, answer)
+        self._send(200, content, headers)
 
     def _s3(self, path: str, query: dict[str, str], body: bytes) -> None:
         cloud = self.server.cloud
@@ -268,6 +275,8 @@ class _Handler(BaseHTTPRequestHandler):
             cloud.settle()
             after = query.get("continuation-token") or query.get("start-after", "")
             page = cloud.s3.listing(bucket, query.get("prefix", ""), after, int(query.get("max-keys", 1000)))
+            model = wire.service("s3").operation_model("ListObjectsV2")
+            wire.check_xml(ElementTree.fromstring(page), model.output_shape)
             self._send(200, page, {"Content-Type": "application/xml"})
         else:
             cloud.refuse("GetObject")

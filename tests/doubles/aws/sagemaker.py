@@ -18,11 +18,26 @@ ACCOUNT = "123456789012"
 
 @dataclass
 class Variant:
-    """A production variant in service. `weight` may be behind `wanted_weight` for a while."""
+    """A production variant in service, on instances of one of its types."""
 
     spec: dict[str, Any]
     weight: float
     instances: int
+    kind: str
+
+    @property
+    def pools(self) -> dict[str, Any]:
+        """What the service says of instance pools, where there are any."""
+        if "InstancePools" not in self.spec:
+            return {}
+        counts = {pool["InstanceType"]: 0 for pool in self.spec["InstancePools"]} | {
+            self.kind: self.instances
+        }
+        return {
+            "InstancePools": [
+                {"InstanceType": kind, "CurrentInstanceCount": count} for kind, count in counts.items()
+            ]
+        }
 
 
 @dataclass
@@ -145,6 +160,7 @@ class SageMaker:
                     "DesiredWeight": (found.pending or {}).get("weights", {}).get(name, one.weight),
                     "CurrentInstanceCount": one.instances,
                     "DesiredInstanceCount": one.instances,
+                    **one.pools,
                 }
                 for name, one in found.variants.items()
             ]
@@ -255,9 +271,9 @@ class SageMaker:
             old = before.get(spec["VariantName"]) if pending.get("retain") else None
             weight = float(spec.get("InitialVariantWeight", 1.0))
             found.variants[spec["VariantName"]] = (
-                Variant(spec, old.weight, old.instances)
+                Variant(spec, old.weight, old.instances, old.kind)
                 if old
-                else Variant(spec, weight, spec["InitialInstanceCount"])
+                else Variant(spec, weight, spec["InitialInstanceCount"], self._kinds(spec)[0])
             )
 
     def _trouble(self, found: EndpointState, specs: list[dict[str, Any]]) -> str:
@@ -268,18 +284,10 @@ class SageMaker:
         for spec in specs:
             if spec["VariantName"] in found.variants:
                 continue
-            kinds = (
-                [spec["InstanceType"]]
-                if "InstanceType" in spec
-                else [
-                    pool["InstanceType"]
-                    for pool in sorted(spec["InstancePools"], key=lambda one: one["Priority"])
-                ]
-            )
-            if all(kind in self.cloud.no_capacity for kind in kinds):
+            if not self._kinds(spec):
                 return (
-                    f"InsufficientInstanceCapacity: Unable to provision requested ML compute capacity "
-                    f"({kinds[0]}) due to InsufficientInstanceCapacity error."
+                    "InsufficientInstanceCapacity: Unable to provision requested ML compute capacity "
+                    f"({_kinds_of(spec)[0]}) due to InsufficientInstanceCapacity error."
                 )
             version = self.version_of(spec)
             if version in self.cloud.broken:
@@ -288,6 +296,10 @@ class SageMaker:
                     "ping health check. Please check CloudWatch logs for this endpoint."
                 )
         return ""
+
+    def _kinds(self, spec: dict[str, Any]) -> list[str]:
+        """The types that a variant may have and that there are machines of, the wanted one first."""
+        return [kind for kind in _kinds_of(spec) if kind not in self.cloud.no_capacity]
 
     # -- reading -------------------------------------------------------------------------------------
 
@@ -334,3 +346,9 @@ class SageMaker:
 
     def _arn(self, kind: str, name: str) -> str:
         return f"arn:aws:sagemaker:eu-central-1:{ACCOUNT}:{kind}/{name}"
+
+
+def _kinds_of(spec: dict[str, Any]) -> list[str]:
+    if "InstanceType" in spec:
+        return [spec["InstanceType"]]
+    return [one["InstanceType"] for one in sorted(spec["InstancePools"], key=lambda one: one["Priority"])]

@@ -14,8 +14,17 @@ from typing import Any
 import botocore.session
 from botocore.model import OperationModel, Shape
 
-_CLASSES = {r"\p{L}": r"\w", r"\p{Z}": r"\s", r"\p{N}": r"\d", r"\p{Print}": r"[ -~]"}
+_CLASSES = {
+    r"\p{L}": r"\w",
+    r"\p{Z}": r"\s",
+    r"\p{N}": r"\d",
+    r"[\p{Print}]": r"[ -~]",
+    r"\p{Print}": r"[ -~]",
+    r"\z": r"\Z",
+}
 """Java's classes of characters in Python's words, near enough."""
+_ANY_CHARACTER = (r"\uD800", r"\p{ASCII}")
+"""Patterns with these bind nothing that a test would notice."""
 _MODELS: dict[str, Any] = {}
 
 
@@ -92,7 +101,7 @@ def _check_string(value: Any, shape: Shape, path: str) -> None:
     if shape.enum and value not in shape.enum:
         raise invalid(f"{path}: {value!r} is not one of {shape.enum[:5]}...")
     pattern = shape.metadata.get("pattern")
-    if pattern and r"\uD800" not in pattern:  # "any character", spelled in Java's surrogates
+    if pattern and not any(word in pattern for word in _ANY_CHARACTER):
         python = pattern
         for java, ours in _CLASSES.items():
             python = python.replace(java, ours)
@@ -125,3 +134,59 @@ def to_json(operation: OperationModel, answer: dict[str, Any] | None) -> bytes:
     elif answer:
         raise AssertionError(f"{operation.name} answers nothing, not {answer}")
     return json.dumps(answer or {}, default=lambda time: time.timestamp()).encode()
+
+
+# -- REST: the data plane and S3 ----------------------------------------------------------------------
+
+
+def from_rest(operation: OperationModel, path: dict[str, str], headers: Any, body: bytes) -> dict[str, Any]:
+    """A request's members from path, headers and body, valid; headers of the service's own must be known."""
+    shape = operation.input_shape
+    by_header = {
+        member.serialization["name"].lower(): name
+        for name, member in shape.members.items()
+        if member.serialization.get("location") == "header"
+    }
+    asked: dict[str, Any] = {**path, shape.serialization["payload"]: body}
+    for header, value in headers.items():
+        name = by_header.get(header.lower())
+        if name is not None:
+            asked[name] = value
+        elif header.lower().startswith("x-amzn-sagemaker-"):
+            raise invalid(f"{header} is no header of {operation.name}")
+    check(asked, shape)
+    return asked
+
+
+def to_rest(operation: OperationModel, answer: dict[str, Any]) -> tuple[dict[str, str], bytes]:
+    """An answer's headers and body, refused where a field is not of the output shape."""
+    shape = operation.output_shape
+    check(answer, shape)
+    headers = {
+        member.serialization["name"]: str(answer[name])
+        for name, member in shape.members.items()
+        if name in answer and member.serialization.get("location") == "header"
+    }
+    return headers, answer.get(shape.serialization.get("payload", ""), b"")
+
+
+def check_xml(element: Any, shape: Shape) -> None:
+    """Raise unless every element below this one is a member of the shape, deeply."""
+    if shape.type_name == "list":
+        check_xml(element, shape.member)
+    if shape.type_name != "structure":
+        return
+    members = {member.serialization.get("name", name): member for name, member in shape.members.items()}
+    for child in element:
+        tag = child.tag.rpartition("}")[2]
+        if tag not in members:
+            raise invalid(f"{tag} is no member of {shape.name}")
+        check_xml(child, members[tag])
+
+
+def check_error(service_name: str, fault: Fault) -> None:
+    """Raise unless what an error says beside its message is of its shape, where the model has one."""
+    shape = service(service_name).shape_for_error_code(fault.code)
+    unknown = set(fault.more) - set(shape.members if shape is not None else ())
+    if unknown:
+        raise AssertionError(f"{fault.code} has no members {sorted(unknown)}")

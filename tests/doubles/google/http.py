@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from tests.doubles.google.vertex import VertexDouble
 
 _RESOURCE = r"projects/[^/]+/locations/[^/]+"
+# Google's REST client polls operations below /ui/, the first of the paths that the service gives them.
 ROUTES = (
     ("create_endpoint", "POST", rf"/v1/({_RESOURCE})/endpoints", "create_endpoint"),
     ("get_endpoint", "GET", rf"/v1/{_RESOURCE}/endpoints/([^/:]+)", "get_endpoint"),
     ("update_endpoint", "PATCH", rf"/v1/{_RESOURCE}/endpoints/([^/:]+)", "update_endpoint"),
     ("deploy_model", "POST", rf"/v1/{_RESOURCE}/endpoints/([^/:]+):deployModel", "deploy_model"),
     ("undeploy_model", "POST", rf"/v1/{_RESOURCE}/endpoints/([^/:]+):undeployModel", "undeploy_model"),
-    ("get_operation", "GET", rf"/v1/({_RESOURCE}/.+/operations/\d+)", "get_operation"),
+    ("get_operation", "GET", rf"/(?:v1|ui)/({_RESOURCE}/.+/operations/\d+)", "get_operation"),
     ("upload_model", "POST", rf"/v1/({_RESOURCE})/models:upload", "upload_model"),
     ("get_model", "GET", rf"/v1/({_RESOURCE}/models/[^/:]+)", "get_model"),
     ("invoke", "POST", rf"/v1/{_RESOURCE}/endpoints/([^/]+)/deployedModels/(\d+)/invoke(/.+)", "invoke"),

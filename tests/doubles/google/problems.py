@@ -29,8 +29,12 @@ def throttled() -> Problem:
     return Problem(429, "RESOURCE_EXHAUSTED", "Requests per minute exceeded. Try again.")
 
 
-def no_capacity() -> Problem:
+def no_quota() -> Problem:
     return Problem(429, "RESOURCE_EXHAUSTED", "The following quotas are exceeded: CustomModelServingL4GPUs")
+
+
+def no_capacity() -> Problem:
+    return Problem(429, "RESOURCE_EXHAUSTED", "Insufficient capacity of g2-standard-12 in this region.")
 
 
 def expired() -> Problem:

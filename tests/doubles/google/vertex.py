@@ -28,15 +28,16 @@ from google.protobuf import json_format  # noqa: TID253
 from google.protobuf.field_mask_pb2 import FieldMask  # noqa: TID253
 
 from serving.endpoint import Reply
+from tests.doubles.google.bigquery import BigQuery, instant
 from tests.doubles.google.http import ROUTES, handler_of
 from tests.doubles.google.monitoring import Answered, latencies, responses
 from tests.doubles.google.problems import CODES, Problem, invalid, not_found
+from tests.doubles.google.shapes import check_answer
 from tests.doubles.google.storage import Storage
 
 Behaviour = Callable[[bytes], Reply]
 _INVOKE_S_MAX = 3.0
 """A direct call really takes what its version says, up to this."""
-_LOG_TABLE = re.compile(r"FROM `([^`]+)`")
 
 
 @dataclass
@@ -48,11 +49,13 @@ class _Operation:
 
 
 @dataclass
-class VertexDouble(Storage):
+class VertexDouble(Storage, BigQuery):
     """The service and its state. `behave` says what a version answers, `break_start` that it never starts."""
 
     clock: Callable[[], float] = time.time
     operation_s: float = 0.0
+    log_delay_s: float = 0.0
+    ignored_updates: int = 0
     endpoints: dict[str, vertex.Endpoint] = field(default_factory=dict)
     models: dict[str, vertex.Model] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -70,6 +73,7 @@ class VertexDouble(Storage):
         self._behaviours: dict[str, Behaviour] = {}
         self._broken: set[str] = set()
         self._problems: dict[str, list[Problem]] = {}
+        self._conditions: list[tuple[Callable[[str], bool], Problem]] = []
         self._lost: dict[str, list[None]] = {}
         self._resumable: dict[str, str] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self))
@@ -96,6 +100,10 @@ class VertexDouble(Storage):
         """Let the next calls of a verb be refused, with nothing done."""
         self._problems.setdefault(verb, []).extend([problem] * times)
 
+    def fail_while(self, condition: Callable[[str], bool], problem: Problem) -> None:
+        """Let every call of a verb for which the condition holds be refused, as long as it holds."""
+        self._conditions.append((condition, problem))
+
     def lose_answer(self, verb: str) -> None:
         """Do what the next call of a verb asks, and then break the connection."""
         self._lost.setdefault(verb, []).append(None)
@@ -119,10 +127,12 @@ class VertexDouble(Storage):
             match = re.fullmatch(pattern, path) if at == method else None
             if match:
                 self.calls.append(verb)
-                problems = self._problems.get(verb)
+                problems = [problem for condition, problem in self._conditions if condition(verb)]
+                problems = problems or self._problems.get(verb, [])
                 if problems:
                     raise problems.pop(0)
                 answer = getattr(self, handler)(*match.groups(), query=query, body=body, headers=headers)
+                check_answer(verb, answer)
                 if self._lost.get(verb):
                     self._lost[verb].pop()
                     raise ConnectionAbortedError(verb)
@@ -165,6 +175,9 @@ class VertexDouble(Storage):
                 raise invalid(f"update_mask {list(mask.paths)}")
             if asked.etag and asked.etag != current.etag:
                 raise Problem(409, "ABORTED", f"etag mismatch: {asked.etag} is not {current.etag}")
+            if self.ignored_updates > 0:
+                self.ignored_updates -= 1
+                return _render(current)
             if "traffic_split" in mask.paths:
                 self._check_split(current, dict(asked.traffic_split))
                 current.traffic_split = dict(asked.traffic_split)
@@ -203,6 +216,9 @@ class VertexDouble(Storage):
                     )
                 now = self._endpoint(identifier)
                 one.create_time = _now()
+                one.status = vertex.DeployedModel.Status(
+                    available_replica_count=one.dedicated_resources.min_replica_count
+                )
                 now.deployed_models.append(one)
                 self._store(identifier, now)
                 return vertex.DeployModelResponse(deployed_model=one)
@@ -282,46 +298,11 @@ class VertexDouble(Storage):
         assert 'resource.type="aiplatform.googleapis.com/Endpoint"' in query["filter"]
         assert query["aggregation.perSeriesAligner"] == "ALIGN_DELTA"
         period = int(query["aggregation.alignmentPeriod"].removesuffix("s"))
-        start, end = (_instant(query[f"interval.{edge}Time"]) for edge in ("start", "end"))
+        start, end = (instant(query[f"interval.{edge}Time"]) for edge in ("start", "end"))
         with self._lock:
             kept = [one for one in self.requests if start <= one.time < end]
         make = responses if metric[1].endswith("response_count") else latencies
         return {"timeSeries": make(metric[1], kept, start, period), "unit": "1"}
-
-    def query(self, project: str, *, body: bytes, **_: Any) -> Any:
-        asked = json.loads(body)
-        given = {one["name"]: one["parameterValue"].get("value") for one in asked["queryParameters"]}
-        table = _LOG_TABLE.search(asked["query"])
-        limit = re.search(r"LIMIT (\d+)", asked["query"])
-        assert table is not None
-        assert limit is not None
-        since, until = _instant(given["since"]), _instant(given["until"])
-        with self._lock:
-            found = [
-                row
-                for row in sorted(self.rows, key=lambda row: (row["time"], row["id"]))
-                if (row["endpoint"], row["deployed"]) == (given["endpoint"], given["deployed"])
-                and (row["time"], row["id"]) > (since, given["last_id"] or "")
-                and row["time"] <= until
-            ][: int(limit[1])]
-        names = (
-            ("logging_time", "TIMESTAMP", "NULLABLE"),
-            ("request_id", "STRING", "NULLABLE"),
-            ("request_payload", "STRING", "REPEATED"),
-            ("response_payload", "STRING", "REPEATED"),
-        )
-        rows = [
-            [f"{round(row['time'] * 1e6)}", row["id"], [{"v": row["request"]}], [{"v": row["response"]}]]
-            for row in found
-        ]
-        return {
-            "kind": "bigquery#queryResponse",
-            "jobComplete": True,
-            "jobReference": {"projectId": project, "jobId": uuid.uuid4().hex, "location": "US"},
-            "schema": {"fields": [{"name": n, "type": kind, "mode": mode} for n, kind, mode in names]},
-            "totalRows": str(len(rows)),
-            "rows": [{"f": [{"v": value} for value in row]} for row in rows],
-        }
 
     # -- state ----------------------------------------------------------------------------------------
 
@@ -422,7 +403,3 @@ def _check_labels(resource: vertex.Endpoint) -> None:
 
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
-
-
-def _instant(stamp: str) -> float:
-    return datetime.datetime.fromisoformat(stamp.strip().replace(" ", "T")).timestamp()

@@ -18,11 +18,14 @@ import pytest
 
 from configs.policy import Policy
 from configs.sagemaker import SageMaker
+from configs.vertex import Vertex
+from serving.llm.errors import NotServable
+from serving.llm.source import packed_source
 from serving.replica.container import model_folder, spec_content
 from serving.replica.loading import fetch_model
 from serving.replica.spec import ReplicaSpec
 from serving.sagemaker.container import environment, vllm_variable
-from tests.configs.policies import sagemaker_content, valid_content
+from tests.configs.policies import sagemaker_content, valid_content, vertex_content
 from tests.serving.replica.conftest import ROOT, Registry
 
 DOCKERFILE = (ROOT / "serving" / "Dockerfile").read_text()
@@ -187,3 +190,79 @@ def test_what_the_image_copies_is_there_and_suffices() -> None:
     sources = {source for part in copied for source in part}
     assert all((ROOT / source).exists() for source in sources)
     assert {"configs", "serving", "requirements.lock"} == sources
+
+
+# -- vLLM's images -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A version whose weights MLflow keeps below its files, the tokenizer elsewhere."""
+    folder = tmp_path / "version"
+    for part in ("artifacts/llama", "components/tokenizer"):
+        (folder / part).mkdir(parents=True)
+    (folder / "artifacts/llama/config.json").write_text("{}")
+    (folder / "MLmodel").write_text("flavors: {}")
+    return folder
+
+
+def at_the_hub(folder: Path, reference: str) -> Path:
+    (folder / "MLmodel").write_text(f"metadata: {{interlock: {{weights: '{reference}'}}}}")
+    return folder
+
+
+def test_sagemakers_vllm_finds_the_weights_below_the_version(weights: Path) -> None:
+    here = SageMaker.model_validate(sagemaker_content(vllm={"options": {"max-model-len": "8192"}}))
+    policy = Policy.model_validate(valid_content())
+
+    def made() -> dict[str, str]:
+        source = packed_source(weights)
+        return environment("chat", policy, here, version="3", uri="models:/m/3", weights=source)
+
+    assert made()["SM_VLLM_MODEL"] == "/opt/ml/model/artifacts/llama"
+    assert made()["SM_VLLM_TOKENIZER"] == "/opt/ml/model/components/tokenizer"
+    at_the_hub(weights, "hf:acme/llama@abc123")
+    assert (made()["SM_VLLM_MODEL"], made()["SM_VLLM_REVISION"]) == ("acme/llama", "abc123")
+    with pytest.raises(NotServable, match="log the weights with the version"):
+        packed_source(at_the_hub(weights, "s3://somewhere/llama"))
+
+
+@pytest.mark.slow
+def test_vertexs_vllm_is_told_by_arguments(weights: Path) -> None:
+    """Slow: Google's types take seconds to import."""
+    from serving.vertex.container import container
+
+    section = vertex_content(
+        vllm={"options": {"tensor-parallel-size": "2"}},
+        arguments=["python", "-m", "vllm.entrypoints.api_server"],
+    )
+    here = Vertex.model_validate(section)
+    policy = Policy.model_validate(valid_content() | {"serving": {"served_name": "chat"}})
+    made = container(
+        here, policy, version="3", artifacts="gs://acme/models/abc", weights=packed_source(weights)
+    )
+    assert list(made.args) == [
+        "python",
+        "-m",
+        "vllm.entrypoints.api_server",
+        "--host=0.0.0.0",
+        "--port=8080",
+        "--model=gs://acme/models/abc/artifacts/llama",
+        "--tokenizer=gs://acme/models/abc/components/tokenizer",
+        "--served-model-name=chat",
+        "--tensor-parallel-size=2",
+    ]
+    assert {one.name: one.value for one in made.env} == {"INTERLOCK_VERSION": "3"}
+
+
+@pytest.mark.slow
+def test_vertexs_replica_knows_its_version(tmp_path: Path) -> None:
+    from serving.vertex.container import container
+
+    policy = Policy.model_validate(valid_content())
+    made = container(
+        Vertex.model_validate(vertex_content()), policy, version="12", artifacts="gs://acme/models/abc"
+    )
+    read = spec(tmp_path, **{one.name: one.value for one in made.env})
+    assert (read.endpoint, read.version, read.uri) == ("flights", "12", "models:/delays/12")
+    assert list(made.args) == []

@@ -20,6 +20,7 @@ from serving.errors import (
     NotHealthy,
     PlatformUnavailable,
     QuotaExceeded,
+    Refused,
     ServingError,
     SetupError,
     Throttled,
@@ -166,7 +167,20 @@ def test_missing_capacity_is_said_and_further_types_are_taken(cloud: Cloud, tmp_
     assert one.describe().versions[Slot.BLUE] == ""
     two = SageMakerPlatform(cloud, tmp_path, instance_types=["ml.m5.large", "ml.c5.xlarge"]).endpoint()
     two.deploy(Slot.BLUE, "1", uri=uri("1"))
-    assert two.describe().versions[Slot.BLUE] == "1"
+    found = two.describe()
+    assert found.versions[Slot.BLUE] == "1"
+    assert [replica.machine for replica in found.replicas[Slot.BLUE]] == ["ml.c5.xlarge"]
+
+
+def test_gpu_instances_are_types_that_the_service_knows(cloud: Cloud, tmp_path: Path) -> None:
+    """The double refuses what botocore's model does not list: ml.g9.xlarge is invented."""
+    kinds = ["ml.g6.12xlarge", "ml.p5.48xlarge"]
+    endpoint = SageMakerPlatform(cloud, tmp_path, instance_types=kinds, instances=2).endpoint()
+    endpoint.deploy(Slot.BLUE, "1", uri=uri("1"))
+    assert [one.machine for one in endpoint.describe().replicas[Slot.BLUE]] == ["ml.g6.12xlarge"] * 2
+    invented = SageMakerPlatform(cloud, tmp_path, instance_types=["ml.g9.xlarge"]).endpoint()
+    with pytest.raises(Refused, match=r"ml\.g9\.xlarge.*Next: "):
+        invented.deploy(Slot.BLUE, "1", uri=uri("1"))
 
 
 def test_an_update_taken_back_by_an_alarm_is_no_success(cloud: Cloud, endpoint: SageMakerEndpoint) -> None:

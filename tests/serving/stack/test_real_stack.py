@@ -116,6 +116,7 @@ def test_the_doctor_finds_it_well(stack: Settings) -> None:
 def test_the_schedule_makes_runs(stack: Settings) -> None:
     """With SQLAlchemy 2.1 Prefect's scheduler silently makes none."""
     assert eventually(lambda: [run for run in runs_of(stack, "reconcile") if run["auto_scheduled"]], 90)
+    assert runs_of(stack, "guard") == [], "the gateway holds the lease: a guard would only cost"
 
 
 def test_an_alias_in_mlflow_starts_one_typed_release(stack: Settings) -> None:

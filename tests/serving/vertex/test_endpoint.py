@@ -12,9 +12,20 @@ import pytest
 
 from configs.policy import Policy
 from serving.endpoint import Reply, Route, Slot
-from serving.errors import Fenced, NotHealthy, Refused, SetupError
+from serving.errors import (
+    CredentialsRejected,
+    Fenced,
+    NoCapacity,
+    NotHealthy,
+    QuotaExceeded,
+    Refused,
+    SetupError,
+    Throttled,
+    TransientError,
+)
+from serving.vertex import google_apis
 from serving.vertex.endpoint import VertexEndpoint
-from serving.vertex.google_apis import NoCapacity, SplitConflict
+from serving.vertex.google_apis import SplitConflict
 from tests.doubles.google import problems as google
 from tests.doubles.google.vertex import VertexDouble
 from tests.serving.vertex.stand import vertex_endpoint, vertex_policy
@@ -184,8 +195,10 @@ def test_a_container_that_never_starts_leaves_nothing(
 @pytest.mark.parametrize(
     ("problem", "kind", "words"),
     [
+        (google.no_quota(), QuotaExceeded, "quota is used up.*machine_type"),
         (google.no_capacity(), NoCapacity, "no capacity.*machine_type"),
-        (google.expired(), SetupError, "expired.*gcloud auth"),
+        (google.throttled(), Throttled, "throttling us"),
+        (google.expired(), CredentialsRejected, "expired.*gcloud auth"),
         (google.Problem(403, "PERMISSION_DENIED", "no"), SetupError, "docs/vertex.md"),
         (google.invalid("machine type n9"), Refused, "refused: .*n9"),
         (google.Problem(400, "FAILED_PRECONDITION", "Endpoint is being updated"), SplitConflict, "busy"),
@@ -198,8 +211,11 @@ def test_each_refusal_is_an_error_with_its_next_step(
     problem: google.Problem,
     kind: type[Exception],
     words: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     del canary
+    monkeypatch.setattr(google_apis, "_TRIED_FOR_S", 1.0)
+    assert issubclass(kind, TransientError) is (kind in (Throttled, CredentialsRejected, SplitConflict))
     before = dict(service.endpoints[ID].traffic_split)
     endpoint.retire(Slot.GREEN)
     service.fail_next("deploy_model", problem, times=20)
