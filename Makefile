@@ -19,7 +19,7 @@ LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --extra aws 
 PYTEST := $(BIN)/python -m pytest
 export DO_NOT_TRACK := 1
 
-.PHONY: help install vllm-env lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-look bench-release bench-drift bench-llm reliability drill drift-on-flights screenshots clean
+.PHONY: help install vllm-env lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-look bench-release bench-drift bench-llm reliability drill drift-on-flights screenshots clean bench-evaluation
 
 help: ## Print the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -100,6 +100,8 @@ drift-on-flights: $(STAMP) ## Drift on the flights' own seasons; rewrites docs/d
 
 screenshots: $(STAMP) ## Pictures of Prefect's pages into screens/ (needs a Chromium on the machine)
 	$(BIN)/python -m benchmarks.screens
+bench-evaluation: $(STAMP) ## The offline gate on 200,000 rows: time and peak memory
+	$(BIN)/python -m benchmarks.evaluation
 
 bench-drift: $(STAMP) ## A drift check on 1, 10 and 100 million captured rows: time and peak memory
 	$(BIN)/python -m benchmarks.drift.captures --evidently

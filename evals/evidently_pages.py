@@ -22,6 +22,16 @@ from evals.metrics import Predictions, chosen_classes
 Frame = Any
 _ROWS_MAX = 20_000
 _LABEL, _ANSWER = "label", "answer"
+_KNOWN_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
+    # when Evidently, litestar and urllib3 are imported
+    (DeprecationWarning, r"numpy\.core is deprecated"),
+    (DeprecationWarning, r"invalid escape sequence"),
+    (DeprecationWarning, r"(Call to|Use of) deprecated (function|class) 'Dependency"),
+    (Warning, r"SOCKS support in urllib3"),
+    # columns without a single value, and classes that a version never answers: the page shows both as 0
+    (RuntimeWarning, r"invalid value encountered in scalar divide"),
+    (UserWarning, r"(Precision|Recall|F-score) is ill-defined"),
+)
 
 
 def evaluation_page(policy: Evaluation, rows: Frame, scores: Scores) -> str:
@@ -81,9 +91,10 @@ def _definition(it: Any, policy: Evaluation, rows: Frame, scores: Scores) -> tup
 
 @contextmanager
 def _evidently() -> Generator[Any]:
-    """Evidently's names, imported at the first use (6 s), without the warnings that its code raises."""
+    """Evidently's names, imported at the first use (6 s), without warnings that say nothing."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        for category, message in _KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", message, category)
         import evidently
         from evidently import presets
 

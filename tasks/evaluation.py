@@ -87,8 +87,12 @@ def evaluate_candidate(release: Release) -> Verdict:
     now = release.bench.clock()
     for finding in evaluated.verdict.findings:
         release.trail.numbers(numbers_of(finding), now=now, step=0)
+
     # Drawing takes seconds, Evidently's import alone six: the release does not wait for it.
-    Aside("evaluation pages").offer(lambda: log_pages(subject, evaluated))
+    def draw() -> None:
+        log_pages(subject, evaluated)
+
+    Aside("evaluation pages").offer(draw)
     return evaluated.verdict
 
 
@@ -130,6 +134,7 @@ def evaluate_version(subject: Subject) -> Evaluated:
         return Evaluated(Verdict(unfit.outcome, unfit.reason, (unfit,)), held_out)
     subject.tell({"rows": len(held_out.labels), "doing": "checking the rows: age, leakage, signature"})
     guards = list(guard_rows(bench, subject.version, subject.champion, held_out))
+    subject.tell({"rows": len(held_out.labels), "doing": f"loading version {subject.version}"})
     try:
         ours, our_ms = _candidate(subject, held_out)
     except ModelFault as fault:
@@ -161,12 +166,14 @@ def evaluate_version(subject: Subject) -> Evaluated:
         )
     except MetricError as error:
         return Evaluated(conclude((Finding("answers", Outcome.ERROR, str(error)), *guards)), held_out)
+    subject.tell({"rows": len(labels), "doing": "comparing with live traffic"})
     others = [*guards, *guard_live(bench, subject.champion, held_out, scores.champion)]
     if (noted := note_missing(policy, held_out.all_labels)) is not None:
         others.append(noted)
     if policy.evaluators and subject.run_id:
         subject.tell({"rows": len(labels), "doing": "MLflow's evaluators"})
         others += run_evaluators(bench.runs, subject.run_id, policy, scores)
+    subject.tell({"rows": len(labels), "doing": "deciding: thresholds, intervals, slices"})
     return Evaluated(decide(policy, scores, others), held_out, scores)
 
 

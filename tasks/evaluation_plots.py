@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _COMPARED_MAX = 40
+_REACH_MAX = 3.0
+"""Margins that are drawn to either side."""
+
 _COLORS = {
     Outcome.FAIL: CANDIDATE,
     Outcome.ERROR: CANDIDATE,
@@ -29,7 +32,7 @@ _COLORS = {
 _INTERVALS_TEXT = (
     "Each line is the interval of how much worse (right) or better (left) the candidate is than the "
     "champion, in units of its own margin; without a margin, of the interval's reach. Green passes: all "
-    "of it is left of the margin."
+    "of it is left of the margin. An arrow lies beyond three margins."
 )
 _CALIBRATION_TEXT = (
     "How often the likeliest class was right, by the confidence in it. On the diagonal confidence can be "
@@ -73,13 +76,20 @@ def _intervals(findings: Sequence[Finding]) -> Figure:
         scale = abs(bound) or max(abs(low), abs(high)) or 1.0
         ends = sorted((sign * low / scale, sign * high / scale))
         color = _COLORS[finding.outcome]
-        axes.plot(np.clip(ends, -3, 3), [place, place], color=color, linewidth=2.4, solid_capstyle="butt")
+        axes.plot(
+            np.clip(ends, -_REACH_MAX, _REACH_MAX),
+            [place, place],
+            color=color,
+            linewidth=2.4,
+            solid_capstyle="butt",
+        )
         if finding.candidate is not None and finding.champion is not None:
             middle = sign * (finding.candidate - finding.champion) / scale
-            axes.plot([np.clip(middle, -3, 3)], [place], "o", color=color, markersize=5)
+            mark = "o" if abs(middle) <= _REACH_MAX else ">" if middle > 0 else "<"
+            axes.plot([np.clip(middle, -_REACH_MAX, _REACH_MAX)], [place], mark, color=color, markersize=5)
         margin = 1.0 if bound else 0.0
         axes.plot([margin, margin], [place - 0.38, place + 0.38], color=INK, linewidth=1.2)
-        reach = max(reach, *np.abs(np.clip(ends, -3, 3)))
+        reach = max(reach, *np.abs(np.clip(ends, -_REACH_MAX, _REACH_MAX)))
     axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(findings)), [finding.metric for finding in findings])
     axes.set_ylim(len(findings) - 0.4, -0.6)

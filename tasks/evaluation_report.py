@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from configs.evaluation import Evaluation
 from evals.evidently_pages import evaluation_page
-from evals.verdict import Verdict
+from evals.verdict import Finding, Outcome, Verdict
 from tasks.evaluation_plots import plots_of
 from tasks.held_out import HeldOut
 from tasks.plots import page
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from evals.contest import Scores
 
 _LOG = logging.getLogger("interlock.evaluation")
+_GRAVEST = (Outcome.FAIL, Outcome.ERROR, Outcome.INCONCLUSIVE, Outcome.PASS)
 PAGE, DATA_PAGE = "evaluation.html", "evaluation-data.html"
 _MULTIPLICITY = (
     "A PASS needs every comparison, which needs no correction. A FAIL is judged at the confidence that all "
@@ -46,6 +47,7 @@ def verdict_page(
         version=version,
         champion=champion,
         verdict=verdict,
+        findings=sorted(verdict.findings, key=_gravity),
         when=_moment(now),
         facts=_facts(policy, held_out),
         multiplicity=_MULTIPLICITY.format(risk=(1 - policy.confidence) / 2),
@@ -64,6 +66,13 @@ def data_page(policy: Evaluation, held_out: HeldOut, scores: Scores | None) -> s
     except Exception:  # noqa: BLE001 (a page for people; the verdict stands without it)
         _LOG.warning("Evidently's page could not be drawn", exc_info=True)
         return ""
+
+
+def _gravity(finding: Finding) -> int:
+    """What decides first, what only informs last."""
+    if finding.outcome is not Outcome.PASS and not finding.blocks:
+        return len(_GRAVEST)
+    return _GRAVEST.index(finding.outcome)
 
 
 def _facts(policy: Evaluation, held_out: HeldOut) -> list[tuple[str, str]]:

@@ -123,6 +123,8 @@ def _evaluate(
     config: dict[str, Any] = {"log_model_explainability": False, "metric_prefix": f"{who}_"}
     if policy.task == "classification" and classes.size == 2:
         config["pos_label"] = classes.tolist()[1]
+    # its notes are about what is checked here: which metrics came back, and whether they are ours
+    logging.getLogger("mlflow.models.evaluation").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return runs.evaluate(
