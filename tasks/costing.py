@@ -145,4 +145,4 @@ def _plain(cost: VersionCost) -> dict[str, Any]:
 
 
 def _dollars(value: float) -> str:
-    return f"${value:.2f}" if value >= 1 or value == 0 else f"${value:.2g}"
+    return f"${value:.2f}" if value >= 0.01 or value == 0 else f"${value:.2g}"

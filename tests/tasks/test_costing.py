@@ -95,7 +95,7 @@ def test_both_fleets_are_counted_until_the_end(bench: Bench, release: Any, clock
     assert numbers["cost/v1/requests"] == 300
     words = cost_words(cost, "2")
     assert "the candidate's machines cost $2.40" in words
-    assert "champion v1: 2 machine-hours, $0.4, $1333.33 a million requests" in words
+    assert "champion v1: 2 machine-hours, $0.40, $1333.33 a million requests" in words
 
 
 def test_a_promotion_says_what_keeping_the_old_champion_costs(bench: Bench, release: Any) -> None:
@@ -106,7 +106,7 @@ def test_a_promotion_says_what_keeping_the_old_champion_costs(bench: Bench, rele
     cost = told(bench, release, now=9 * HOUR, **promoted)
     assert cost["candidate_dollars"] == pytest.approx(1.2), "an ended release costs no more"
     assert cost["kept_dollars"] == pytest.approx(0.2 * bench.policy.keep_previous_s / HOUR)
-    assert "keeping the old champion warm costs up to $0.2 more" in cost_words(cost, "2")
+    assert "keeping the old champion warm costs up to $0.20 more" in cost_words(cost, "2")
 
 
 def test_the_platform_is_asked_every_few_minutes_only(bench: Bench, release: Any, machines: Machines) -> None:
