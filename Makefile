@@ -115,5 +115,14 @@ bench-decisions: $(STAMP) ## The evidence engine beside others
 bench-look: $(STAMP) ## CPU time of one look over a million new observations
 	$(BIN)/python -m benchmarks.decisions.look
 
+coverage: $(STAMP) ## Branches of evals/ that its own tests take, the slow ones too (minutes)
+	$(BIN)/python -m coverage run --branch --source=evals -m pytest -q tests/evals -m "not e2e" --timeout=0
+	$(BIN)/python -m coverage report
+
+mutants: $(STAMP) ## Mutation testing of evals/sequential.py and evals/contrast.py; see docs/proofs.md (minutes)
+	rm -rf mutants
+	$(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
+
 clean: ## Remove what was installed and generated; the state folder stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info demo.json

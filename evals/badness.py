@@ -111,10 +111,6 @@ def badness(
         total = values
         known = np.isfinite(values) & (values >= 0)
     bad = np.zeros((len(family.metrics), size), np.int16)
-    if family.gauge == QUALITY:
-        known &= values <= 1
-        bad[0] = np.round((1 - np.where(known, values, 0.0)) * family.scale)
-        return bad, known
     row = 0
     if family.gauge == SERVICE:
         bad[0] = frame["failed"].to_numpy(np.bool_)
