@@ -7,6 +7,8 @@ import os
 import signal
 import time
 from collections.abc import Generator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,3 +126,51 @@ def test_a_stopped_flow_that_wakes_up_after_a_rollback_by_hand_changes_nothing(
     assert {seen for _, seen in answers} == {running["champion"]}
     assert {status for status, _ in traffic.since(rolled_back_at - 5)} == {200}
     assert stand.history()[0]["state"] == "ROLLED_BACK"
+
+
+def share_of(stand: Stand) -> float:
+    return stand.status()["share_percent"]
+
+
+def canary_at_its_first_share(stand: Stand, version: str) -> dict[str, Any]:
+    stand.alias(version)
+    return stand.await_release(
+        version, lambda one: one["stage"] == "canary" and one["progress"].get("look", 0) >= 2, 300
+    )
+
+
+@pytest.mark.e2e
+def test_a_paused_canary_keeps_its_share_and_a_resumed_one_goes_on(stand: Stand, traffic: Traffic) -> None:
+    version = stand.register(offset=0.004)
+    running = canary_at_its_first_share(stand, version)
+    stand.interlock("pause", "sums")
+    paused_at = time.time()
+    deadline = time.monotonic() + 30  # the bake is 12 s, and the evidence has long been enough
+    while time.monotonic() < deadline:
+        assert share_of(stand) == 25
+        time.sleep(2)
+    seen = traffic.since(paused_at)
+    assert set(seen) == {(200, version), (200, running["champion"])}
+    assert 0.15 < seen[200, version] / seen.total() < 0.35
+    looks = stand.history()[0]["progress"]["look"]
+    assert looks > running["progress"]["look"] + 10, "a paused release is watched on"
+    stand.interlock("resume", "sums")
+    ended = stand.await_release(version, lambda one: bool(one["ended_at"]), 300)
+    assert (ended["state"], ended["release"]) == ("PROMOTED", running["release"])
+    assert {status for status, _ in traffic.since(paused_at)} == {200}
+
+
+@pytest.mark.e2e
+def test_a_paused_canary_that_turns_bad_is_rolled_back(
+    stand: Stand, traffic: Traffic, tmp_path: Path
+) -> None:
+    upstream = tmp_path / "broken"
+    version = stand.register(offset=0.005, breaks_on=upstream)
+    running = canary_at_its_first_share(stand, version)
+    stand.interlock("pause", "sums")
+    upstream.touch()
+    ended = stand.await_release(version, lambda one: bool(one["ended_at"]), 120)
+    assert (ended["state"], ended["decided_stage"]) == ("REJECTED", "canary"), ended
+    assert ended["reason"].startswith("errors: candidate ")
+    time.sleep(1)
+    assert set(traffic.since(ended["decided_at"] + 0.5)) == {(200, running["champion"])}
