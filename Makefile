@@ -19,7 +19,7 @@ LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --extra aws 
 PYTEST := $(BIN)/python -m pytest
 export DO_NOT_TRACK := 1
 
-.PHONY: help install vllm-env lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-look bench-release bench-drift bench-llm reliability drill drift-on-flights screenshots clean bench-evaluation
+.PHONY: help install vllm-env lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-look bench-release bench-drift bench-llm reliability drill drift-on-flights screenshots coverage mutants clean bench-evaluation
 
 help: ## Print the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
