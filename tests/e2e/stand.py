@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,8 @@ with mlflow.start_run():
         ),
         input_example=pd.DataFrame({"a": [0.1], "b": [0.2]}),
     )
-print("version", mlflow.register_model(info.model_uri, "sums").version)
+for name in sys.argv[3:]:
+    print("version", mlflow.register_model(info.model_uri, name).version)
 """
 
 
@@ -162,15 +163,16 @@ class Stand:
         breaks_on: Path = Path("/nonexistent"),
         slow_s: float = 0.0,
         user: str = "maker",
+        models: Sequence[str] = ("sums",),
     ) -> str:
-        """A new version in the registry; its number. A fifth fails as soon as the file `breaks_on` exists."""
+        """A new version of each of these models; its number. A fifth fails once `breaks_on` exists."""
         code = self.settings.state / f"model-{time.monotonic_ns()}.py"
         text = (
             MODEL.replace("OFFSET", str(offset)).replace("FAILS", str(fails)).replace("SLOW_S", str(slow_s))
         )
         code.write_text(text.replace("BREAKS_ON", repr(str(breaks_on))))
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", REGISTER, self.settings.mlflow_url, str(code)],
+            [sys.executable, "-W", "ignore", "-c", REGISTER, self.settings.mlflow_url, str(code), *models],
             env=self.environment() | {"LOGNAME": user},
             capture_output=True,
             text=True,
@@ -189,10 +191,10 @@ class Stand:
         )
         reply.raise_for_status()
 
-    def aliases(self) -> dict[str, str]:
+    def aliases(self, model: str = "sums") -> dict[str, str]:
         """What MLflow says."""
         reply = httpx.get(
-            f"{self.settings.mlflow_url}/api/2.0/mlflow/registered-models/get?name=sums", timeout=30
+            f"{self.settings.mlflow_url}/api/2.0/mlflow/registered-models/get?name={model}", timeout=30
         )
         found = reply.json()["registered_model"].get("aliases", [])
         return {one["alias"]: one["version"] for one in found}
@@ -210,13 +212,13 @@ class Stand:
             for run in runs
         ]
 
-    def status(self) -> dict[str, Any]:
-        """`interlock status sums --json`."""
-        return json.loads(self.interlock("status", "sums", "--json"))
+    def status(self, endpoint: str = "sums") -> dict[str, Any]:
+        """`interlock status ENDPOINT --json`."""
+        return json.loads(self.interlock("status", endpoint, "--json"))
 
-    def history(self) -> list[dict[str, Any]]:
-        """`interlock history sums --json`, newest first."""
-        return json.loads(self.interlock("history", "sums", "--json"))
+    def history(self, endpoint: str = "sums") -> list[dict[str, Any]]:
+        """`interlock history ENDPOINT --json`, newest first."""
+        return json.loads(self.interlock("history", endpoint, "--json"))
 
     def await_release(
         self, version: str, wanted: Callable[[dict[str, Any]], bool], wait_s: float
@@ -236,6 +238,11 @@ class Stand:
         run_id = release["flow_run_url"].rsplit("/", 1)[1]
         reply = httpx.get(f"{self.settings.prefect_url}/flow_runs/{run_id}", timeout=30)
         return reply.json()["state"]["name"]
+
+    def schedule_is_on(self, deployment: str) -> bool:
+        """Whether Prefect starts a deployment by the clock."""
+        url = f"{self.settings.prefect_url}/deployments/name/{deployment}/{deployment}"
+        return any(one["active"] for one in httpx.get(url, timeout=30).json()["schedules"])
 
     def program(self, name: str) -> dict[str, Any]:
         """One of the stack's own programs."""

@@ -13,20 +13,41 @@ from typing import Any
 import pytest
 
 from serving.gateway.keys import Keys
+from tests.e2e import clouds
 from tests.e2e.stand import Stand, Traffic, kill, own_settings
 
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.xdist_group("real-stack")]
 
 
 @pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stand]:
-    folder = tmp_path_factory.mktemp("e2e")
-    made = Stand(own_settings(folder))
+def platforms() -> Generator[dict[str, clouds.Platform]]:
+    """SageMaker's and Vertex AI's doubles: the stack's worker finds them in its environment."""
+    with clouds.both() as both, pytest.MonkeyPatch.context() as patch:
+        for name, value in both[clouds.AWS].double.environment.items():
+            patch.setenv(name, value)
+        patch.setenv("INTERLOCK_GOOGLE_API_URL", both[clouds.GOOGLE].double.url)
+        yield both
+
+
+@pytest.fixture(scope="module")
+def stand(
+    tmp_path_factory: pytest.TempPathFactory, platforms: dict[str, clouds.Platform]
+) -> Generator[Stand]:
+    made = Stand(own_settings(tmp_path_factory.mktemp("e2e")))
+    for endpoint in platforms:
+        (made.settings.policy_dir / f"{endpoint}.yaml").write_text(clouds.policy(endpoint))
     try:
         made.interlock("up")
         yield made
     finally:
         made.interlock("down", check=False)
+
+
+@pytest.fixture(scope="module")
+def told(stand: Stand, platforms: dict[str, clouds.Platform]) -> dict[str, dict[str, clouds.Told]]:
+    """Both managed endpoints after a first champion, a good version, and one that fails on live requests."""
+    clouds.register_all(stand.register)
+    return clouds.release_all(stand, platforms)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +118,33 @@ def test_a_killed_canary_gives_its_traffic_back_and_resumes(stand: Stand, traffi
     ended = stand.await_release(version, lambda one: bool(one["ended_at"]), 300)
     assert (ended["state"], ended["release"]) == ("PROMOTED", running["release"])
     assert {status for status, _ in traffic.since(killed_at)} == {200}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("endpoint", [clouds.AWS, clouds.GOOGLE])
+def test_the_command_line_promotes_and_rolls_back_on_a_managed_platform(
+    stand: Stand,
+    platforms: dict[str, clouds.Platform],
+    told: dict[str, dict[str, clouds.Told]],
+    endpoint: str,
+) -> None:
+    first, good, bad = (told[endpoint][version] for version in clouds.VERSIONS)
+    assert (first.status, good.status, bad.status) == (0, 0, 3), f"{first}\n{good}\n{bad}"
+    assert "version 2 is champion" in good.lines
+    assert platforms[endpoint].shares() == {"2": 1.0}
+    releases = {one["version"]: one for one in stand.history(endpoint)}
+    assert [releases[version]["state"] for version in clouds.VERSIONS] == ["PROMOTED", "PROMOTED", "REJECTED"]
+    assert (releases["2"]["decided_stage"], releases["3"]["decided_stage"]) == ("canary", "canary")
+    assert stand.aliases(endpoint) == {"champion": "2", "previous": "1"}
+    assert platforms[endpoint].held() == {"2"}, "nothing of the others is left"
+    assert stand.schedule_is_on("guard"), "no lease exists there"
+    assert (
+        releases["3"]["cost"]["versions"]["2"]["requests"]
+        > releases["3"]["cost"]["versions"]["3"]["requests"]
+    )
+    assert releases["3"]["cost"]["candidate_dollars"] > 0
+    assert "the candidate's machines cost $" in stand.interlock("history", endpoint)
+    assert set(stand.status(endpoint)["live"]["versions"].values()) == {"2", ""}
 
 
 @pytest.mark.e2e

@@ -1,4 +1,7 @@
-"""The release flow, unchanged, on SageMaker's double: promotion, rollback, and what goes wrong there."""
+"""The release flow on SageMaker's double: what goes wrong there, with time by hand.
+
+Promotion and rollback on both managed platforms are in tests/e2e/test_release_for_real.py.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from tasks.guarding import guard
 from tests.doubles.aws.cloud import Cloud
 from tests.doubles.aws.wire import Fault
 from tests.flows.sagemaker_world import MINUTE_S, SageMakerWorld
-from tests.flows.world import Version, failing
+from tests.flows.world import Version
 from tests.tasks.doubles import Killed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -66,32 +69,6 @@ def when_the_share_is(world: SageMakerWorld, share_bp: int, then: Any) -> None:
             then()
 
     world.on_second = look
-
-
-def test_a_good_version_is_promoted(world: SageMakerWorld) -> None:
-    world.add("2", Version(skill=1.0))
-    state = run("2")
-    assert state.name == "Promoted", state.message
-    assert world.serving() == ("2", 0)
-    assert world.registry.aliases == {"champion": "2", "previous": "1"}
-    assert set(world.cloud.scaling.targets) == {
-        "endpoint/flights/variant/blue-v1",
-        "endpoint/flights/variant/green-v2",
-    }
-    looks = world.journal.looks(world.newest().id, "canary")
-    assert {group["pi"] for look in looks[1:] for group in look.stats["groups"]} == {0.05, 0.25, 0.5, 0.95}
-
-
-def test_one_that_fails_under_live_traffic_is_rolled_back_and_leaves_nothing(world: SageMakerWorld) -> None:
-    world.add("2", Version())
-    when_the_share_is(world, 500, lambda: setattr(world.versions["2"], "answer", failing(0.4)))
-    state = run("2")
-    assert (state.name, world.newest().decided_stage) == ("Rejected", "canary"), state.message
-    assert world.serving() == ("1", 0)
-    assert world.slots() == ("1", "")
-    assert set(world.cloud.scaling.targets) == {"endpoint/flights/variant/blue-v1"}
-    assert len(world.cloud.sagemaker.models) == 1, "its model is gone as well"
-    assert len(world.cloud.sagemaker.configurations) == 1
 
 
 @pytest.mark.e2e
