@@ -34,7 +34,7 @@ class Results:
 
 DECLARED = """Seed {seed} was committed before anything
 ran on it, and no weight, bet or setting was changed since; the races on answer times, on whole periods and of
-the peers on sticky users were added later, before they ran."""
+the peers on sticky users were added before they ran, when the other races had run already."""
 OTHER = """Seed {seed} is a development seed, not the declared one: do not publish this page."""
 INTRO = """# Decisions, measured
 

@@ -94,14 +94,14 @@ def test_a_version_that_fails_on_live_inputs_never_answers_a_user(stand: Stand, 
 
 @pytest.mark.slow
 def test_a_killed_canary_gives_its_traffic_back_and_resumes(stand: Stand, traffic: Traffic) -> None:
+    # Nothing of Interlock may take part: the worker, which would report the crash, stands still as well.
+    worker = stand.program("worker")["pid"]  # now: asking all platforms takes longer than this canary
     version = stand.register(offset=0.002)
     stand.alias(version)
     running = stand.await_release(
         version, lambda one: one["stage"] == "canary" and one["progress"].get("look", 0) >= 2, 300
     )
     flow_run_id = running["flow_run_url"].rsplit("/", 1)[1]
-    # Nothing of Interlock may take part: the worker, which would report the crash, dies as well.
-    worker = stand.program("worker")["pid"]
     os.kill(worker, signal.SIGSTOP)
     try:
         killed_at = time.time()
