@@ -132,7 +132,11 @@ def _nameless(state: EndpointState) -> EndpointState:
     route = state.route and dataclasses.replace(
         state.route, endpoint="", until=round(state.route.until / 100)
     )
-    return dataclasses.replace(state, name="", route=route)
+    replicas = {
+        slot: tuple(dataclasses.replace(one, address="") for one in held)
+        for slot, held in state.replicas.items()
+    }
+    return dataclasses.replace(state, name="", route=route, replicas=replicas)
 
 
 @pytest.mark.parametrize(
