@@ -199,19 +199,6 @@ class Stand:
         found = reply.json()["registered_model"].get("aliases", [])
         return {one["alias"]: one["version"] for one in found}
 
-    def runs(self, experiment: str) -> list[dict[str, Any]]:
-        """MLflow's runs of an experiment, newest first: id, and tags by name."""
-        api = f"{self.settings.mlflow_url}/api/2.0/mlflow"
-        found = httpx.get(
-            f"{api}/experiments/get-by-name", params={"experiment_name": experiment}, timeout=30
-        )
-        wanted = {"experiment_ids": [found.json()["experiment"]["experiment_id"]], "max_results": 50}
-        runs = httpx.post(f"{api}/runs/search", json=wanted, timeout=30).json()["runs"]
-        return [
-            {"id": run["info"]["run_id"], "tags": {tag["key"]: tag["value"] for tag in run["data"]["tags"]}}
-            for run in runs
-        ]
-
     def status(self, endpoint: str = "sums") -> dict[str, Any]:
         """`interlock status ENDPOINT --json`."""
         return json.loads(self.interlock("status", endpoint, "--json"))
