@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from configs.policy import Canary
@@ -266,19 +267,20 @@ class CanaryJudge:
     def _advance(self, verdict: Verdict, seconds_at_step: float, stuck: str | None) -> Verdict:
         policy = self._policy
         if verdict.outcome in (Outcome.FAIL, Outcome.ERROR):
-            return Verdict(verdict.outcome, verdict.reason)
+            return Verdict(verdict.outcome, verdict.reason, would_change=verdict.would_change)
+        waiting = partial(Verdict, Outcome.INCONCLUSIVE, would_change=verdict.would_change)
         if self._step == len(policy.steps) - 1:
-            return Verdict(Outcome.INCONCLUSIVE, "the last step: no larger share to grant")
+            return waiting("the last step: no larger share to grant")
         if self._step_units < policy.min_units:
             lacking = policy.min_units - self._step_units
             reason = f"{self._step_units} of {policy.min_units} candidate units seen at this step"
-            return Verdict(Outcome.INCONCLUSIVE, reason, eta_units=float(lacking))
+            return waiting(reason, eta_units=float(lacking))
         if seconds_at_step < policy.bake_s:
-            return Verdict(Outcome.INCONCLUSIVE, f"baking for {policy.bake_s - seconds_at_step:.0f} s more")
+            return waiting(f"baking for {policy.bake_s - seconds_at_step:.0f} s more")
         if stuck is not None:
-            return Verdict(Outcome.INCONCLUSIVE, stuck)
+            return waiting(stuck)
         reason = f"{self._step_units} candidate units in {seconds_at_step:.0f} s without a rejection"
-        return Verdict(Outcome.PASS, reason)
+        return Verdict(Outcome.PASS, reason, would_change=verdict.would_change)
 
     def _numbers(
         self,

@@ -38,13 +38,13 @@ class Contrast:
 
     @property
     def text(self) -> str:
-        """For a reason: 'candidate 5.10% against champion 1.00% (difference +2.9 to +5.3 points)'."""
+        """For a reason: 'candidate 5.10% against champion 1.00% (+2.9 to +5.3 points, 95% at every look)'."""
         if self.candidate is None or self.champion is None:
             return "one version has no units yet"
         text = f"candidate {self.candidate:.2%} against champion {self.champion:.2%}"
         if self.low is None or self.high is None:
             return text
-        return f"{text} (difference {100 * self.low:+.1f} to {100 * self.high:+.1f} points)"
+        return f"{text} ({100 * self.low:+.1f} to {100 * self.high:+.1f} points, 95% at every look)"
 
 
 class Strata:

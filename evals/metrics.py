@@ -120,9 +120,11 @@ def measure(
 
     Raises MetricError where it is undefined (one class only, NaN, probabilities missing).
     """
+    from sklearn.exceptions import UndefinedMetricWarning
+
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore", UndefinedMetricWarning)  # NaN, refused below
             value = _measure(name, labels, predictions, classes, groups)
     except ValueError as error:
         raise MetricError(f"{name} could not be computed: {error}") from error

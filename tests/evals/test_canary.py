@@ -147,6 +147,7 @@ def test_advancing_needs_units_time_and_nothing_stuck() -> None:
     assert "hang" in look(10, stuck_candidate=1).advance.reason
     advance = look(10).advance
     assert advance.outcome is Outcome.PASS
+    assert "harm" in advance.would_change
     assert "without a rejection" in advance.reason
     assert "last step" in the_judge.look(LookStatistics(), step=1, seconds_at_step=100).advance.reason
     again = the_judge.look(LookStatistics(), step=0, seconds_at_step=100)

@@ -48,7 +48,7 @@ def test_the_interval_of_one_stratum() -> None:
     assert contrast.low == pytest.approx(0.05 - half, rel=1e-12)
     assert contrast.high == pytest.approx(0.05 + half, rel=1e-12)
     points = f"{100 * (0.05 - half):+.1f} to {100 * (0.05 + half):+.1f} points"
-    assert contrast.text == f"candidate 10.00% against champion 5.00% (difference {points})"
+    assert contrast.text == f"candidate 10.00% against champion 5.00% ({points}, 95% at every look)"
 
 
 def test_strata_are_averaged_with_the_candidates_units_and_those_with_one_arm_left_out() -> None:
