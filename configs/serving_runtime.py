@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from configs.guards import Guards
 from configs.section import Section
 
 Runtime = Literal["pyfunc", "vllm", "api"]
@@ -153,11 +154,14 @@ class Serving(Section):
         "canary's caches are not cold.",
     )
     engine: EngineLimits = Field(default_factory=EngineLimits, description="The engine's gauges as gates.")
+    guards: Guards = Field(default_factory=Guards, description="Limits and checks before a language model.")
 
     @model_validator(mode="after")
     def _complete(self) -> Serving:
         if self.runtime == "api" and self.api is None:
             raise ValueError("serving.runtime is api: serving.api must say which provider")
+        if self.guards.is_active and not self.is_llm:
+            raise ValueError("serving.guards is for language models: set serving.runtime to vllm or api")
         return self
 
     @property
