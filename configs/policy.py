@@ -318,6 +318,9 @@ def _lacking(policy: Policy) -> list[str]:
     scorers = policy.evaluation.scorers if isinstance(policy.evaluation, Generation) else ()
     if any(scorer.kind == "cost" for scorer in scorers) and policy.serving.price is None:
         found.append("the scorer `cost` needs serving.price: what a token costs")
+    guards = policy.serving.guards
+    if guards.is_active and (policy.platform != "local" or policy.serving.runtime == "vllm"):
+        found.append("serving.guards needs platform: local and serving.runtime: api")
     if policy.canary.quality is not None and policy.labels is None:
         found.append("canary.quality needs a section `labels:`, which says where the truth comes from")
     if policy.canary.quality is not None and policy.platform != "local":

@@ -12,6 +12,7 @@ import uvicorn
 
 from serving.capture.generation import GenerationCapture
 from serving.capture.recorder import CaptureConfig
+from serving.guards.wiring import with_guards
 from serving.llm.api_app import ApiApp
 from serving.llm.errors import NotServable
 from serving.llm.process import capture_document
@@ -34,7 +35,7 @@ def serve_api(spec: LlmSpec, source: Source) -> int:
     document = capture_document(spec) | {"ready_file": None}
     server = _Server(
         uvicorn.Config(
-            GenerationCapture(app, CaptureConfig.from_mapping(document)),
+            GenerationCapture(with_guards(app, spec), CaptureConfig.from_mapping(document)),
             host=spec.host,
             port=spec.port,
             loop="uvloop",

@@ -81,6 +81,11 @@ def vertex_content(**more: Any) -> dict[str, Any]:
 def whole_serving() -> dict[str, Any]:
     """A section `serving:` with every part."""
     return {
+        "runtime": "api",
         "api": {"provider": "openai"},
         "price": {"input_per_million": 0.5, "output_per_million": 1.5},
+        "guards": {
+            "input": [{"check": "phrases", "phrases": ["project falcon"], "action": "block"}],
+            "output": [{"check": "personal", "kinds": ["email"], "action": "redact"}],
+        },
     }
