@@ -17,6 +17,7 @@ from configs.drift import Drift
 from configs.drill import Drill
 from configs.evaluation import Evaluation
 from configs.generation import Generation
+from configs.guards import PersonalKind
 from configs.labels import Labels
 from configs.load_test import LoadTest
 from configs.measures import Measure, MeasureName, Quality
@@ -88,6 +89,10 @@ class Spool(Section):
     encrypt: bool = Field(
         default=False, description="AES-256-GCM, with the secret INTERLOCK_SECRET_SPOOL or secrets/spool.key."
     )
+    personal: bool = Field(
+        default=False,
+        description="capture.personal holds for the spool too; the shadow then asks what was redacted.",
+    )
 
 
 class Capture(Section):
@@ -96,6 +101,10 @@ class Capture(Section):
     sample: float = Field(default=1.0, ge=0, le=1, description="Share of requests that is recorded.")
     drop: tuple[str, ...] = Field(default=(), description="Input columns that are never recorded.")
     hash: tuple[str, ...] = Field(default=(), description="Input columns recorded as HMAC only.")
+    personal: tuple[PersonalKind, ...] = Field(
+        default=(),
+        description="Personal data taken out of every text before it is recorded: <email> stands there then.",
+    )
     spool: Spool = Field(default_factory=Spool, description="The shadow's source.")
 
 
@@ -318,6 +327,13 @@ def _lacking(policy: Policy) -> list[str]:
     scorers = policy.evaluation.scorers if isinstance(policy.evaluation, Generation) else ()
     if any(scorer.kind == "cost" for scorer in scorers) and policy.serving.price is None:
         found.append("the scorer `cost` needs serving.price: what a token costs")
+    if policy.capture.spool.personal and not policy.capture.personal:
+        found.append("capture.spool.personal needs capture.personal, which says what is taken out")
+    if policy.capture.personal and (policy.platform != "local" or policy.serving.runtime == "vllm"):
+        found.append(
+            "capture.personal needs platform: local and serving.runtime: pyfunc or api (vLLM's environment "
+            "has no Presidio)"
+        )
     guards = policy.serving.guards
     if guards.is_active and (policy.platform != "local" or policy.serving.runtime == "vllm"):
         found.append("serving.guards needs platform: local and serving.runtime: api")

@@ -199,6 +199,8 @@ def _render_status(found: dict[str, Any]) -> list[Any]:
         healthy = sum(1 for replica in of_slot if replica["healthy"])
         if of_slot:
             lines.append(f"{slot}: {healthy} of {len(of_slot)} replicas healthy")
+        if counts := found.get("guards", {}).get(slot):
+            lines.append("  guards: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     return lines
 
 

@@ -169,7 +169,11 @@ class LocalEndpoint:
         if self._policy.serving.is_llm:
             from serving.llm.measures import with_measures
 
-            frame = with_measures(frame, self._settings.measures_dir / self.name)
+            frame = with_measures(
+                frame,
+                self._settings.measures_dir / self.name,
+                blocked_is_failure=self._policy.serving.guards.blocked_is_failure,
+            )
         return Observations(frame, part.cursor, dict(in_flight))
 
     def engines(self) -> dict[Slot, dict[str, EngineGauges]]:
@@ -183,6 +187,22 @@ class LocalEndpoint:
                 one.name: read_engine(self._direct, one.port) for one in (record.replicas if record else ())
             }
             found[slot] = {name: gauges for name, gauges in read.items() if gauges is not None}
+        return found
+
+    def guard_counts(self) -> dict[Slot, dict[str, int]]:
+        """What the guards of each slot's replicas did since these began, by `stage/check/done`."""
+        from serving.guards.counts import add_counts, parse_counts
+
+        found: dict[Slot, dict[str, int]] = {}
+        for slot in Slot if self._policy.serving.guards.is_active else ():
+            record = self._slots.read(self.name, slot)
+            replies = {
+                one.name: self._direct.get(one.port, "/metrics", timeout_s=5)
+                for one in (record.replicas if record else ())
+            }
+            found[slot] = add_counts(
+                {name: parse_counts(reply.body.decode(errors="replace")) for name, reply in replies.items()}
+            )
         return found
 
     def periods(self, since: float, until: float, *, edges_ms: tuple[float, ...]) -> list[Period]:

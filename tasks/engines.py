@@ -1,4 +1,4 @@
-"""The gauges of language models' engines: shown in the status, kept in the trail, and gates of the ramp."""
+"""What language models' replicas tell: their engines' gauges, which gate the ramp; their guards' counts."""
 
 from __future__ import annotations
 
@@ -21,6 +21,21 @@ def read_engines(bench: Bench) -> dict[Slot, dict[str, EngineGauges]]:
     if not bench.policy.serving.is_llm or not isinstance(endpoint, LocalEndpoint):
         return {}
     return endpoint.engines()
+
+
+def read_guards(bench: Bench) -> dict[Slot, dict[str, int]]:
+    """What the guards did, by slot and `stage/check/done`; nothing where none stands."""
+    endpoint = bench.endpoint
+    return endpoint.guard_counts() if isinstance(endpoint, LocalEndpoint) else {}
+
+
+def guard_numbers(bench: Bench, candidate: Slot) -> dict[str, float]:
+    """The same as numbers of a look: `guards/candidate/output/personal/block`."""
+    return {
+        f"guards/{'candidate' if slot is candidate else 'champion'}/{name}": float(count)
+        for slot, counts in read_guards(bench).items()
+        for name, count in counts.items()
+    }
 
 
 def engine_objection(release: Release, slot: Slot, *, step: int) -> str:

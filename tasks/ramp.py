@@ -19,7 +19,7 @@ from serving.endpoint import Slot
 from serving.errors import LeaseExpired, TransientError
 from serving.records import EndpointRow, LookRow, Stage
 from tasks import news
-from tasks.engines import engine_objection
+from tasks.engines import engine_objection, guard_numbers
 from tasks.fingerprint import engine
 from tasks.ramp_baseline import take_baseline
 from tasks.ramp_evidence import RampEvidence, Seen, evidence_of
@@ -123,7 +123,8 @@ def _look(release: Release, ramp: _Ramp) -> Decision:
     release.meter.answered(seen.answered)
     release.meter.look(now=now)
     share = canary.steps[ramp.step]
-    release.trail.numbers({**look.numbers, "share_percent": share}, now=now, step=ramp.number)
+    guards = guard_numbers(bench, ramp.slot)
+    release.trail.numbers({**look.numbers, **guards, "share_percent": share}, now=now, step=ramp.number)
     release.progress(
         {
             "step": ramp.step + 1,

@@ -12,7 +12,7 @@ from serving.journal import Journal
 from serving.records import ReleaseRow
 from tasks.bench import Bench
 from tasks.costing import cost_words, release_cost
-from tasks.engines import read_engines
+from tasks.engines import read_engines, read_guards
 
 
 def all_endpoints(settings: Settings) -> list[str]:
@@ -62,6 +62,9 @@ def endpoint_status(settings: Settings, name: str) -> dict[str, Any]:
             slot.value: {name: asdict(gauges) for name, gauges in found.items()}
             for slot, found in engines.items()
         }
+    guards = read_guards(bench)
+    if guards:
+        status["guards"] = {slot.value: counts for slot, counts in guards.items()}
     return status
 
 

@@ -18,7 +18,7 @@ import zlib
 from binascii import b2a_base64
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quote
 from pathlib import Path
@@ -76,6 +76,7 @@ class CaptureConfig:
     spool_dir: Path | None = None
     spool_max_age_s: float = 900.0
     spool_seal: Seal | None = None
+    spool_personal: tuple[str, ...] = ()
     sample: float = 1.0
     redaction: Redaction = field(default_factory=Redaction)
     paths: frozenset[str] = frozenset(_DEFAULT_PATHS)
@@ -91,6 +92,7 @@ class CaptureConfig:
         """From plain values: `drop`, `hash` (lists of columns) and `hmac_key_file` make the redaction."""
         known = dict(values)
         drop, hashed = known.pop("drop", ()), known.pop("hash", ())
+        personal = known.pop("personal", ())
         key_file = known.pop("hmac_key_file", None)
         key = redaction_key(Path(key_file) if key_file else None, os.environ)
         if known.pop("spool_encrypt", False):
@@ -102,7 +104,8 @@ class CaptureConfig:
             known["paths"] = frozenset(known["paths"])
         if known.get("per_token") is not None:
             known["per_token"] = tuple(known["per_token"])
-        return cls(**known, redaction=Redaction.of(drop, hashed, key))
+        known["spool_personal"] = tuple(known.get("spool_personal", ()))
+        return cls(**known, redaction=Redaction.of(drop, hashed, key, personal))
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> CaptureConfig:
@@ -217,7 +220,8 @@ class Recorder:
             for record in records:
                 head = record_head(record)
                 if spool is not None and _is_for_the_shadow(record):
-                    spooled.append(spool_line(record, head, self.config.spool_seal))
+                    line = self._spool_line(record, head)
+                    spooled += [line] if line else []
                 if capture is not None and self._is_sampled(record):
                     captured.append(self._capture_line(record, head))
             if self._measures is not None:
@@ -310,6 +314,20 @@ class Recorder:
             f',"inputs":{"null" if inputs is None else quote(inputs)}'
             f',"outputs":{"null" if outputs is None else quote(outputs)}}}\n'
         ).encode()
+
+    def _spool_line(self, record: Recorded, head: str) -> bytes:
+        """Exact, or without personal data; b"" for what cannot be read and so cannot be redacted."""
+        config = self.config
+        if config.spool_personal:
+            redaction = Redaction(personal=config.spool_personal)
+            request = redaction.request(record.request, record.content_type.decode("latin-1"))
+            answer = join_stream(record.response) if is_stream(record.response) else record.response
+            response = redaction.response(answer, record.status) or ""
+            if request is None:
+                self.counts.bodies_withheld += 1
+                return b""
+            record = replace(record, request=request.encode(), response=response.encode())
+        return spool_line(record, head, config.spool_seal)
 
     def _measures_line(self, record: Recorded) -> bytes:
         usage = read_usage(record.response, record.usage)

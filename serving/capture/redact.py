@@ -21,7 +21,7 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode  # dumps() would make a
 
 @dataclass(frozen=True, slots=True)
 class Redaction:
-    """Which named columns are dropped or hashed, and the key of the hash.
+    """Which named columns are dropped or hashed, the key of the hash, and which personal data goes.
 
     A name applies to every place it can stand in: a column of a frame, a key of a record, a key
     of a nested object. Rows without names are refused (None), since nobody can tell what is what.
@@ -30,19 +30,22 @@ class Redaction:
     drop: frozenset[str] = frozenset()
     hash: frozenset[str] = frozenset()
     key: bytes = b""
+    personal: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, drop: Collection[str], hashed: Collection[str], key: bytes) -> Redaction:
+    def of(
+        cls, drop: Collection[str], hashed: Collection[str], key: bytes, personal: Collection[str] = ()
+    ) -> Redaction:
         """A redaction, checked: hashing without a key would be reversible by guessing."""
         if hashed and not key:
             raise ValueError(
                 f"Columns to hash: {sorted(hashed)}, but no key. Next: give the capture an hmac_key_file."
             )
-        return cls(frozenset(drop), frozenset(hashed), key)
+        return cls(frozenset(drop), frozenset(hashed), key, tuple(personal))
 
     def __bool__(self) -> bool:
         """Whether there is anything to redact."""
-        return bool(self.drop or self.hash)
+        return bool(self.drop or self.hash or self.personal)
 
     def request(self, body: bytes, content_type: str) -> str | None:
         """The redacted request as text, or None where it cannot be redacted."""
@@ -54,7 +57,7 @@ class Redaction:
             document = json.loads(body)
             if not isinstance(document, dict) or _has_unnamed_rows(cast("dict[str, Any]", document)):
                 return None
-            return _encode(self._value(document))
+            return _encode(self._impersonal(self._value(document)))
         except (ValueError, TypeError, KeyError, RecursionError, csv.Error):
             return None
 
@@ -65,7 +68,7 @@ class Redaction:
         if status != 200:
             return None
         try:
-            return _encode(self._value(json.loads(body)))
+            return _encode(self._impersonal(self._value(json.loads(body))))
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
 
@@ -73,6 +76,14 @@ class Redaction:
         """The HMAC of one value. The column's name is part of it: equal values of two columns differ."""
         message = f"{column}\0{json.dumps(value, sort_keys=True)}".encode()
         return hmac.digest(self.key, message, hashlib.sha256).hex()[:_HEX_CHARS]
+
+    def _impersonal(self, document: Any) -> Any:
+        """Without the personal data in its texts. Needs Presidio, which servers that are not ours lack."""
+        if not self.personal:
+            return document
+        from serving.capture.impersonal import without_personal
+
+        return without_personal(document, self.personal)
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -113,6 +124,7 @@ class Redaction:
     def _csv(self, text: str) -> str:
         header, *rows = list(csv.reader(io.StringIO(text), strict=True))
         kept = [i for i, name in enumerate(header) if name not in self.drop]
+        rows = self._impersonal(rows)
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([header[i] for i in kept])

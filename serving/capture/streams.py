@@ -16,6 +16,9 @@ from typing import Any, cast
 _ASKS = b'{"stream_options":{"include_usage":true},'
 _DONE = b"[DONE]"
 
+BLOCKED = "content_filter"
+"""The finish reason of an answer that a guard, ours or the provider's, kept back."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -27,7 +30,10 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an answer says of itself; tokens are None where it does not say them."""
+    """What an answer says of itself; tokens are None where it does not say them.
+
+    `finish_reason` is the first choice's, or `BLOCKED` where any is.
+    """
 
     tokens_in: int | None = None
     tokens_out: int | None = None
@@ -116,10 +122,11 @@ def read_usage(response: bytes, apart: bytes = b"") -> Usage:
         document: Any = json.loads(join_stream(response) if is_stream(response) else response)
         counts: Any = (json.loads(apart) if apart else document).get("usage") or {}
         choices: Any = document.get("choices") or [{}]
+        reasons = [str(choice.get("finish_reason") or "") for choice in choices]
         return Usage(
             _count(counts.get("prompt_tokens")),
             _count(counts.get("completion_tokens")),
-            str(choices[0].get("finish_reason") or ""),
+            BLOCKED if BLOCKED in reasons else reasons[0],
         )
     except (ValueError, AttributeError, TypeError, KeyError, IndexError, RecursionError):
         return Usage()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.capture.recorder import DRAIN_S, MEASURES_SECONDS_MAX
 from serving.capture.segments import list_segments
+from serving.capture.streams import BLOCKED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,13 +29,15 @@ def with_measures(
     frame: pd.DataFrame,
     folder: Path,
     *,
+    blocked_is_failure: bool = True,
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> pd.DataFrame:
     """The observations with `MEASURE_COLUMNS` (float64, NaN unknown) and `stratum` (text, "" unknown).
 
     `service_ms` becomes the time to the last byte as the replica saw it: the gateway's own, to the
-    first byte of the answer, says nothing of a stream.
+    first byte of the answer, says nothing of a stream. A blocked answer counts as `failed` where
+    `blocked_is_failure`: a version whose answers are kept back more often does harm.
     """
     import pandas as pd
 
@@ -56,6 +59,9 @@ def with_measures(
     joined["stratum"] = pd.Series(
         [line.get("stratum") or "" for line in found], index=frame.index, dtype=object
     )
+    if blocked_is_failure:
+        blocked = [line.get("finish_reason") == BLOCKED for line in found]
+        joined["failed"] |= pd.Series(blocked, index=frame.index, dtype=bool)
     whole = pd.Series([line.get("service_ms") for line in found], index=frame.index, dtype="float64")
     joined["service_ms"] = whole.fillna(frame["total_ms"]).astype("float64")
     return joined

@@ -161,6 +161,8 @@ def capture_document(spec: LlmSpec) -> dict[str, object]:
         "sample": capture.sample if capture else 0.0,
         "drop": list(capture.drop) if capture else [],
         "hash": list(capture.hash) if capture else [],
+        "personal": list(capture.personal) if capture else [],
+        "spool_personal": list(spool.personal) if spool else [],
         "hmac_key_file": str(spec.hmac_key_file) if spec.hmac_key_file else None,
         "body_bytes_max": _RECORDED_BYTES_MAX,
         "measures_dir": str(spec.measures_dir),

@@ -51,7 +51,8 @@ def capture_config(spec: ReplicaSpec) -> CaptureConfig | None:
         spool_max_age_s=spool.max_age_s if spool is not None else 900.0,
         spool_seal=spool_seal(spool.key_file, os.environ) if spool is not None and spool.encrypt else None,
         sample=capture.sample if capture is not None else 0.0,
-        redaction=Redaction.of(capture.drop, capture.hash, key) if capture is not None else Redaction(),
+        spool_personal=spool.personal if spool is not None else (),
+        redaction=Redaction.of(capture.drop, capture.hash, key, capture.personal) if capture else Redaction(),
         paths=frozenset({"/invocations"}),
         body_bytes_max=2 * spec.max_body_bytes,
     )

@@ -26,6 +26,7 @@ class CaptureSpec(_Part):
     )
     drop: tuple[str, ...] = Field(default=(), description="Input columns that are never recorded.")
     hash: tuple[str, ...] = Field(default=(), description="Input columns recorded as HMAC only.")
+    personal: tuple[str, ...] = Field(default=(), description="Personal data taken out of every text.")
 
 
 class SpoolSpec(_Part):
@@ -35,6 +36,7 @@ class SpoolSpec(_Part):
     enabled: bool = Field(default=True, description="Without it nothing is spooled.")
     max_age_s: float = Field(default=900, gt=0, le=900, description="Segments older than this are deleted.")
     encrypt: bool = Field(default=False, description="Bodies are sealed with the spool's key.")
+    personal: tuple[str, ...] = Field(default=(), description="Personal data taken out here too.")
     key_file: Path | None = Field(
         None, description="Where that key is, unless INTERLOCK_SECRET_SPOOL has it."
     )

@@ -1,0 +1,45 @@
+"""A blocked answer is a failure of its version, unless the policy says otherwise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from serving.capture.streams import read_usage
+from serving.llm.measures import with_measures
+from tests.serving.capture.exchanges import record, recorder
+
+
+def answer(*reasons: str) -> bytes:
+    choices = [{"index": index, "finish_reason": reason} for index, reason in enumerate(reasons)]
+    return json.dumps({"choices": choices, "usage": {"prompt_tokens": 1, "completion_tokens": 2}}).encode()
+
+
+def test_any_blocked_choice_makes_a_blocked_answer() -> None:
+    assert read_usage(answer("stop", "length")).finish_reason == "stop"
+    assert read_usage(answer("stop", "content_filter")).finish_reason == "content_filter"
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_blocked_answers_fail(tmp_path: Path, counts: bool) -> None:
+    recording = recorder(tmp_path, measures_dir=tmp_path / "m")
+    recording.offer(record(1, response=answer("stop")))
+    recording.offer(record(2, response=answer("content_filter")))
+    recording.close()
+    frame = pd.DataFrame(
+        {
+            "request_id": ["r-1", "r-2", "r-3"],
+            "time": [1_795_340_000.0] * 3,
+            "total_ms": 5.0,
+            "status": [200, 200, 500],
+            "failed": [False, False, True],
+        }
+    )
+    # segments are found by when they were opened, which is now
+    frame["time"] = int(next((tmp_path / "m").iterdir()).name.split(".")[1].split("-")[0]) / 1000
+    joined = with_measures(frame, tmp_path / "m", blocked_is_failure=counts, sleep=lambda _: None)
+    assert joined["failed"].tolist() == [False, counts, True]
+    assert joined["failed"].dtype == bool
