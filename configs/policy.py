@@ -248,8 +248,7 @@ class Policy(Section):
     vertex: Vertex | None = Field(default=None, description="Where `platform` is vertex.")
     prompt: Prompt | None = Field(
         default=None,
-        description="The prompt that the model answers under, released like the model. Refused at a release "
-        "for now: no platform puts it before a model yet.",
+        description="The prompt that a language model answers under, released like the model.",
     )
     assign_by: Literal["user", "request"] = Field(
         default="user", description="What is randomised, hence the unit of evidence."
@@ -335,8 +334,15 @@ def _lacking(policy: Policy) -> list[str]:
             "has no Presidio)"
         )
     guards = policy.serving.guards
-    if guards.is_active and (policy.platform != "local" or policy.serving.runtime == "vllm"):
-        found.append("serving.guards needs platform: local and serving.runtime: api")
+    if guards.is_active and (policy.platform != "local" or not policy.serving.is_llm):
+        found.append("serving.guards needs platform: local and serving.runtime vllm or api")
+    if policy.prompt is not None and not policy.serving.is_llm:
+        found.append("prompt needs a language model: set serving.runtime to vllm or api")
+    if policy.prompt is not None and policy.platform != "local":
+        found.append(
+            f"prompt needs platform: local; on {policy.platform} nothing of ours stands before the model to "
+            "add it"
+        )
     if policy.canary.quality is not None and policy.labels is None:
         found.append("canary.quality needs a section `labels:`, which says where the truth comes from")
     if policy.canary.quality is not None and policy.platform != "local":

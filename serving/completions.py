@@ -12,6 +12,8 @@ from typing import Any, cast
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
+PROMPT_VARIABLES = "prompt_variables"
+"""The request's field with the values of the prompt's variables; it never reaches the model."""
 TEXT_PATHS = frozenset({CHAT_PATH, COMPLETIONS_PATH})
 
 

@@ -87,18 +87,28 @@ class LocalEndpoint:
     def deploy(self, slot: Slot, version: str, *, uri: str) -> None:
         """Start the replicas, wait until each is healthy, then let the gateway know them.
 
-        Raises Refused for a slot with traffic, NotHealthy with the end of the replica's log when one
-        does not come up (nothing of the version is left then), PlatformUnavailable without a gateway.
+        Raises Refused for a slot with traffic and for a prompt that cannot be used, NotHealthy with the
+        end of the replica's log when one does not come up (nothing of the version is left then),
+        PlatformUnavailable without a gateway.
         """
         held = self._slots.read(self.name, slot)
         is_same = held is not None and (held.version, held.uri) == (version, uri)
         what_is_held = "" if held is None else version if is_same else f"{held.version} ({held.uri})"
         check_deploy(self._plane.route(self.name), slot, version, what_is_held, self._clock())
+        prompt = self._processes.prompt(version, held_digest=held.prompt_digest if held and is_same else "")
         if held is not None and not is_same:
             self._empty(held)
+        self._processes.stop_unused_engines()
         replicas = self._policy.replicas
         record = self._slots.reserve(
-            self.name, slot, version, uri, replicas.count, maxconn=replicas.gateway_limit or 0
+            self.name,
+            slot,
+            version,
+            uri,
+            replicas.count,
+            maxconn=replicas.gateway_limit or 0,
+            engine_key=self._processes.engine_key(version, uri),
+            prompt_digest=prompt.digest if prompt else "",
         )
         surplus = [one for one in held.replicas if one not in record.replicas] if held and is_same else []
         try:
@@ -110,6 +120,7 @@ class LocalEndpoint:
         self._slots.write(replace(record, ready=True))
         refresh_gateway(self._settings, [self._policy_here()])
         self._processes.stop(surplus, self._slots, slot)
+        self._processes.stop_unused_engines()
         self._await_servers(record)
 
     def apply(self, route: Route) -> None:
@@ -259,6 +270,7 @@ class LocalEndpoint:
             time.sleep(_POLL_S)
         self._processes.stop(record.replicas, self._slots, record.slot)
         self._slots.delete(self.name, record.slot)
+        self._processes.stop_unused_engines()
         shutil.rmtree(self._settings.spool_dir / self.name / record.slot.value, ignore_errors=True)
 
     def _check_slots(self, route: Route, current: Route | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Iterable
@@ -12,14 +13,17 @@ from configs.settings import Settings
 from serving.atomic import write_private
 from serving.direct import DirectClient
 from serving.endpoint import Slot
-from serving.errors import NotHealthy
+from serving.errors import NotHealthy, Refused
 from serving.gateway.limits import drain_s
-from serving.llm.spec import LlmSpec
+from serving.llm.layers import needs_front
+from serving.llm.prompt_text import fetch_prompt
+from serving.llm.spec import LlmSpec, PromptSpec
 from serving.programs import Program
 from serving.replica.spec import CaptureSpec, ReplicaSpec, SpoolSpec
 from serving.secret_files import Secret, read_or_create, secret_path
 from serving.slots import SlotFiles, SlotRecord, SlotReplica
 from serving.supervision import Supervisor
+from serving.versions import Pair
 
 _LLM_COMMAND = (sys.executable, "-m", "serving.llm")
 _CHECKOUT = Path(__file__).parents[1]
@@ -27,6 +31,9 @@ _POLL_S = 0.1
 _STOP_MARGIN_S = 5.0
 _ENGINE_STOP_MARGIN_S = 30.0
 _CRASHES_MAX = 2
+_REPLICA_PRIORITY = 600
+_ENGINE_PRIORITY = 590
+"""Stopped after what asks it."""
 _LOG_LINES = 15
 _LAME_DUCK_S = 1.0
 """A replica that is told to stop is seen as unhealthy by the gateway before it refuses anything."""
@@ -53,24 +60,50 @@ class ReplicaProcesses:
         self._command = command
 
     def start(self, record: SlotRecord) -> None:
-        """Run every replica of the slot and return once all are healthy. Idempotent.
+        """Run every replica of the slot, and its engine, and return once all are healthy. Idempotent.
 
         Raises NotHealthy when one crashes repeatedly or is not healthy within the policy's time.
         """
         files = SlotFiles(self._settings)
-        for replica in record.replicas:
+        for engine in record.engines:
+            path = files.engine_path(self._endpoint, engine.name)
+            write_private(path, self._engine_spec(record, engine).model_dump_json(indent=1))
+            self._supervisor.ensure(self._program(engine, path, priority=_ENGINE_PRIORITY))
+        for number, replica in enumerate(record.replicas):
             path = files.spec_path(self._endpoint, record.slot, replica)
-            write_private(path, self._spec(record, replica).model_dump_json(indent=1))
+            write_private(path, self._spec(record, replica, number).model_dump_json(indent=1))
             self._supervisor.ensure(self._program(replica, path))
         deadline = time.monotonic() + self._policy.replicas.start_timeout_s
-        for replica in record.replicas:
-            self._await(replica, record, deadline)
+        for one in (*record.engines, *record.replicas):
+            self._await(one, record, deadline)
 
     def stop(self, replicas: Iterable[SlotReplica], files: SlotFiles, slot: Slot) -> None:
         """Stop replicas and forget what they were told. A no-op for those that do not run."""
         for replica in replicas:
             self._supervisor.remove(replica.name, wait_s=self._stop_wait_s)
             files.spec_path(self._endpoint, slot, replica).unlink(missing_ok=True)
+
+    def stop_unused_engines(self) -> None:
+        """Stop the engines that no slot names any more, also those that a killed command left behind.
+
+        An engine's spec is written before it starts and removed after it has stopped.
+        """
+        files = SlotFiles(self._settings)
+        for name in files.unused_engines(self._endpoint):
+            self._supervisor.remove(name, wait_s=self._stop_wait_s)
+            files.engine_path(self._endpoint, name).unlink(missing_ok=True)
+
+    def engine_key(self, version: str, uri: str) -> str:
+        """What an engine of this version is told; "" where the replicas need none of their own.
+
+        Slots share engines of the same key: the same weights, served in the same way.
+        """
+        serving, replicas = self._policy.serving, self._policy.replicas
+        if not needs_front(serving, version):
+            return ""
+        api = serving.api.model_dump_json() if serving.api else ""
+        told = (uri, serving.vllm.model_dump_json(), api, self._served_name, str(replicas.threads))
+        return hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
 
     def _await(self, replica: SlotReplica, record: SlotRecord, deadline: float) -> None:
         crashes, was_down = 0, False
@@ -93,7 +126,9 @@ class ReplicaProcesses:
             f"Next: read {path}. It ends with:\n{_tail(path)}"
         )
 
-    def _program(self, replica: SlotReplica, spec_path: Path) -> Program:
+    def _program(
+        self, replica: SlotReplica, spec_path: Path, *, priority: int = _REPLICA_PRIORITY
+    ) -> Program:
         threads = str(self._policy.replicas.threads)
         is_llm = self._policy.serving.is_llm
         return Program(
@@ -102,7 +137,7 @@ class ReplicaProcesses:
             environment=dict.fromkeys(_THREAD_VARIABLES, threads),
             log_path=self._log_path(replica),
             stop_wait_s=self._stop_wait_s,
-            priority=600,
+            priority=priority,
             stop_group=not is_llm,
         )
 
@@ -114,14 +149,47 @@ class ReplicaProcesses:
     def _log_path(self, replica: SlotReplica) -> Path:
         return self._settings.logs_dir / f"{replica.name}.log"
 
-    def _spec(self, record: SlotRecord, replica: SlotReplica) -> ReplicaSpec:
-        spec, serving, settings = self._common_spec(record, replica), self._policy.serving, self._settings
-        if not serving.is_llm:
-            return spec
+    @property
+    def _served_name(self) -> str:
+        return self._policy.serving.served_name or self._endpoint
+
+    def _engine_spec(self, record: SlotRecord, engine: SlotReplica) -> LlmSpec:
+        """Of the model alone: whichever slot it was started for, it may serve the other one later."""
+        changes = {"part": "engine", "version": Pair.of(record.version).model, "spool": None, "capture": None}
+        return self._llm_spec(record, engine).model_copy(update=changes)
+
+    def _spec(self, record: SlotRecord, replica: SlotReplica, number: int) -> ReplicaSpec:
+        if not self._policy.serving.is_llm:
+            return self._common_spec(record, replica)
+        spec = self._llm_spec(record, replica)
+        prompt = self.prompt(record.version, held_digest=record.prompt_digest)
+        changes: dict[str, object] = {"prompt": prompt}
+        if record.engines:
+            changes |= {"part": "front", "engine_port": record.engines[number].port}
+        return spec.model_copy(update=changes)
+
+    def prompt(self, version: str, *, held_digest: str = "") -> PromptSpec | None:
+        """What stands before the client's words; None for a version without a prompt.
+
+        Raises Refused for one that does not exist or cannot be filled in, PlatformUnavailable where
+        MLflow is needed and does not answer.
+        """
+        number = Pair.of(version).prompt if self._policy.serving.is_llm else ""
+        if not number:
+            return None
+        if self._policy.prompt is None:
+            raise Refused(
+                f"{self._endpoint}: version {version} names a prompt, but the policy has none. "
+                "Next: put `prompt` back into the policy"
+            )
+        return fetch_prompt(self._settings, self._policy.prompt.name, number, held_digest=held_digest)
+
+    def _llm_spec(self, record: SlotRecord, replica: SlotReplica) -> LlmSpec:
+        serving, settings = self._policy.serving, self._settings
         return LlmSpec(
-            **spec.model_dump(),
+            **self._common_spec(record, replica).model_dump(),
             serving=serving,
-            served_name=serving.served_name or self._endpoint,
+            served_name=self._served_name,
             environment=_CHECKOUT / serving.vllm.environment,
             state_dir=settings.state,
             measures_dir=settings.measures_dir / self._endpoint,

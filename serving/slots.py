@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from configs.settings import Settings
 from serving.atomic import timed_lock, write_private
 from serving.endpoint import Slot
 from serving.errors import SetupError
+from serving.versions import Pair
 
 _LOCK_WAIT_S = 60.0
 
@@ -34,6 +36,9 @@ class SlotRecord:
     """What one slot runs. The gateway sends requests to a `ready` slot only.
 
     `maxconn` is how many requests it gives one replica at once, 0 for the endpoint's own limit.
+    `engines` are those behind the replicas, one each in the same order, where replicas are only fronts;
+    `engine_key` says which engines those are: slots with the same one share them. `prompt_digest` is of
+    the prompt's text that the version was placed with.
     """
 
     endpoint: str
@@ -43,6 +48,9 @@ class SlotRecord:
     replicas: tuple[SlotReplica, ...]
     ready: bool = False
     maxconn: int = 0
+    engines: tuple[SlotReplica, ...] = ()
+    engine_key: str = ""
+    prompt_digest: str = ""
 
 
 class SlotFiles:
@@ -62,9 +70,12 @@ class SlotFiles:
                 slot=Slot(fields["slot"]),
                 version=str(fields["version"]),
                 uri=str(fields["uri"]),
-                replicas=tuple(SlotReplica(str(one["name"]), int(one["port"])) for one in fields["replicas"]),
+                replicas=_replicas(fields["replicas"]),
                 ready=bool(fields["ready"]),
                 maxconn=int(fields.get("maxconn", 0)),
+                engines=_replicas(fields.get("engines", [])),
+                engine_key=str(fields.get("engine_key", "")),
+                prompt_digest=str(fields.get("prompt_digest", "")),
             )
         except FileNotFoundError:
             return None
@@ -91,13 +102,34 @@ class SlotFiles:
         """Where a replica finds what it is told."""
         return self._dir / endpoint / slot.value / f"{replica.name}.json"
 
+    def engine_path(self, endpoint: str, name: str) -> Path:
+        """Where an engine finds what it is told. It is there as long as the engine may run."""
+        return self._dir / endpoint / "engines" / f"{name}.json"
+
+    def unused_engines(self, endpoint: str) -> list[str]:
+        """Engines that may run, and that no slot's record names any more."""
+        told = sorted(path.stem for path in (self._dir / endpoint / "engines").glob("*.json"))
+        records = [record for slot in Slot if (record := self.read(endpoint, slot)) is not None]
+        used = {one.name for record in records for one in record.engines}
+        return [name for name in told if name not in used]
+
     def reserve(
-        self, endpoint: str, slot: Slot, version: str, uri: str, count: int, *, maxconn: int = 0
+        self,
+        endpoint: str,
+        slot: Slot,
+        version: str,
+        uri: str,
+        count: int,
+        *,
+        maxconn: int = 0,
+        engine_key: str = "",
+        prompt_digest: str = "",
     ) -> SlotRecord:
         """Write down a slot with `count` replicas on ports that nobody else holds, and return it.
 
-        A slot that holds the same version keeps its replicas, their ports and its readiness as
-        far as `count` allows. Raises SetupError when the ports run out.
+        A slot that holds the same version keeps its replicas with their ports, engines and prompt, and
+        its readiness, as far as `count` allows. With `engine_key` each replica has an engine: the other
+        slot's where that has the same key. Raises SetupError when the ports run out.
         """
         with self._lock():
             held = self.read(endpoint, slot)
@@ -107,12 +139,24 @@ class SlotFiles:
             else:
                 kept = ()
                 record = SlotRecord(endpoint, slot, version, uri, (), maxconn=maxconn)
-            taken = {one.port for other in self.every() for one in other.replicas}
-            fresh = self._free_ports(count - len(kept), taken)
-            added = tuple(SlotReplica(f"replica-{endpoint}-{slot}-{port}", port) for port in fresh)
-            record = replace(record, replicas=kept + added)
+            if not kept:
+                record = replace(record, engine_key=engine_key, prompt_digest=prompt_digest)
+            engines = (record.engines or self._engines_with(endpoint, record.engine_key))[:count]
+            taken = {one.port for other in self.every() for one in (*other.replicas, *other.engines)}
+            missing = count - len(engines) if record.engine_key else 0
+            fresh = self._free_ports(count - len(kept) + missing, taken)
+            for_engines, for_replicas = fresh[:missing], fresh[missing:]
+            model = Pair.of(version).model if missing else ""
+            engines += tuple(SlotReplica(f"engine-{endpoint}-{model}-{port}", port) for port in for_engines)
+            added = tuple(SlotReplica(f"replica-{endpoint}-{slot}-{port}", port) for port in for_replicas)
+            record = replace(record, replicas=kept + added, engines=engines)
             self.write(record)
             return record
+
+    def _engines_with(self, endpoint: str, engine_key: str) -> tuple[SlotReplica, ...]:
+        """Those of a slot with this key; none for no key."""
+        records = [record for slot in Slot if (record := self.read(endpoint, slot)) is not None]
+        return next((one.engines for one in records if engine_key and one.engine_key == engine_key), ())
 
     def _free_ports(self, count: int, taken: set[int]) -> list[int]:
         low, high = self._settings.replica_port_low, self._settings.replica_port_high
@@ -138,6 +182,10 @@ class SlotFiles:
 
     def _path(self, endpoint: str, slot: Slot) -> Path:
         return self._dir / endpoint / f"{slot.value}.json"
+
+
+def _replicas(listed: Iterable[Mapping[str, Any]]) -> tuple[SlotReplica, ...]:
+    return tuple(SlotReplica(str(one["name"]), int(one["port"])) for one in listed)
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -11,7 +11,6 @@ from configs.errors import ConfigError
 from configs.loading import load_endpoint
 from configs.policy import Policy
 from configs.settings import Settings
-from serving.errors import SetupError
 from serving.journal import Journal
 from serving.records import EndpointRow
 from tasks.messenger import Messenger
@@ -93,11 +92,6 @@ class Bench:
         """The platform's endpoint: `platform:` of the policy decides which."""
         if self._endpoint is not None:
             return self._endpoint
-        if self.policy.prompt is not None:
-            raise SetupError(
-                f"{self.name}: the policy has a prompt, but no platform puts it before a model yet; a "
-                "release of it would prove nothing. Next: take `prompt` out of the policy"
-            )
         return open_endpoint(self.policy, self.settings, clock=self.clock, sleep=self.sleep)
 
     def row(self) -> EndpointRow:

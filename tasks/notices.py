@@ -70,7 +70,7 @@ def verdict(release: Release, stage: Stage, result: Verdict) -> None:
         "",
         release_links(release),
     ]
-    key = f"{bench.name}-v{release.version}-{stage.value}"
+    key = _key(release, stage.value)
     quietly(
         lambda: create_markdown_artifact(key=key, markdown="\n".join(lines), description=result.reason[:300])
     )
@@ -82,7 +82,7 @@ def ending(release: Release, name: str, message: str) -> None:
     cost = release_cost(bench.journal, release.row, now=bench.clock())
     paid = ["", f"Cost: {cost_words(cost, release.version)}."] if cost else []
     lines = [f"# {bench.name} v{release.version}: {name}", "", message, *paid, "", release_links(release)]
-    key = f"{bench.name}-v{release.version}-release"
+    key = _key(release, "release")
     quietly(lambda: create_markdown_artifact(key=key, markdown="\n".join(lines), description=message[:300]))
     url = release.row.mlflow_url
     if url:
@@ -96,7 +96,7 @@ def ending(release: Release, name: str, message: str) -> None:
 def ramp_listener(release: Release) -> Callable[[Mapping[str, Any]], None]:
     """A listener that keeps one artifact of the ramp's progress fresh, aside from the loop."""
     aside = Aside("progress")
-    key = f"{release.bench.name}-v{release.version}-progress"
+    key = _key(release, "progress")
     last = [0.0]
 
     def listen(progress: Mapping[str, Any]) -> None:
@@ -111,6 +111,11 @@ def ramp_listener(release: Release) -> Callable[[Mapping[str, Any]], None]:
         aside.offer(lambda: _create_progress(key, text))
 
     return listen
+
+
+def _key(release: Release, what: str) -> str:
+    """An artifact's key: Prefect allows lower-case letters, digits and dashes, and a pair has a plus."""
+    return f"{release.bench.name}-v{release.version.replace('+', '-')}-{what}"
 
 
 def findings_table(findings: tuple[Finding, ...]) -> str:

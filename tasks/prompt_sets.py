@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.generation import Generation
 from evals.generation import digest_of
-from serving.completions import CHAT_PATH, COMPLETIONS_PATH
+from serving.completions import CHAT_PATH, COMPLETIONS_PATH, PROMPT_VARIABLES
 from serving.errors import SetupError
 from serving.table_download import shown
 from serving.table_scan import scan_table
@@ -41,12 +41,23 @@ class PromptRow:
             "temperature": policy.temperature,
             "seed": policy.seed + sample,
         }
+        if variables := _variables(self.fields.get(PROMPT_VARIABLES)):
+            document[PROMPT_VARIABLES] = variables
         if policy.api == "completions":
             document["prompt"] = self.text
         else:
             is_list = isinstance(self.asked, list)
             document["messages"] = self.asked if is_list else [{"role": "user", "content": self.text}]
         return json.dumps(document).encode()
+
+
+def _variables(cell: Any) -> Any:
+    """A row's values for the variables of the endpoint's prompt: an object, or one written in JSON."""
+    value = plain(cell)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
 def path_of(policy: Generation) -> str:

@@ -26,7 +26,7 @@ PATHS_MAP = "maps/paths.map"
 TARGETS_MAP = "maps/targets.map"
 """Names as HAProxy knows them: relative to its working folder."""
 
-_WORD = re.compile(r"[A-Za-z0-9._-]{0,64}")
+_WORD = re.compile(r"[A-Za-z0-9._+-]{0,64}")
 _LOCK_WAIT_S = 1.0
 _HELD_S_MAX = 0.5
 
@@ -48,7 +48,7 @@ def format_route(route: Route) -> str:
     ):
         if not _WORD.fullmatch(text):
             raise Refused(
-                f"{route.endpoint}: {what} {text!r} may have letters, digits and ._- only, at most 64"
+                f"{route.endpoint}: {what} {text!r} may have letters, digits and ._+- only, at most 64"
             )
     return ":".join(
         (

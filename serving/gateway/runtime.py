@@ -17,7 +17,7 @@ from pathlib import Path
 
 from serving.errors import NotApplied, PlatformUnavailable, SetupError
 
-_PLAIN = re.compile(r"[A-Za-z0-9._:#@/-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9._:#@/+-]+")
 _MAP_VALUE = re.compile(r'found=yes.*?, value="([^"]*)"', re.DOTALL)
 _ENDING_WAIT_S = 2.0
 _ENDING_POLL_S = 0.01
@@ -233,7 +233,7 @@ class Runtime:
 def _plain(word: str) -> str:
     """A word that needs no quoting in HAProxy's command line. Raises ValueError for any other."""
     if not _PLAIN.fullmatch(word):
-        raise ValueError(f"{word!r} cannot be a word of a haproxy command: only letters, digits and ._:#@/-")
+        raise ValueError(f"{word!r} cannot be a word of a haproxy command: only letters, digits, ._:#@/+-")
     return word
 
 

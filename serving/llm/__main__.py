@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from serving.llm.errors import LlmError
+from serving.llm.errors import LlmError, NotServable
 from serving.llm.spec import LlmSpec
 from serving.replica.errors import LoadFailed, RegistryUnreachable
 
@@ -43,6 +43,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(spec: LlmSpec) -> int:
+    if spec.part == "front":
+        from serving.llm.front import serve_front
+
+        return serve_front(spec)
     from serving.llm.source import source_of
     from serving.replica.loading import fetch_model
 
@@ -53,6 +57,14 @@ def _run(spec: LlmSpec) -> int:
         from serving.llm.api_server import serve_api
 
         return serve_api(spec, source)
+    if spec.part == "whole" and (
+        spec.prompt or (spec.serving.guards.is_active and spec.serving.runtime == "api")
+    ):
+        raise NotServable(
+            "The version has weights, but the policy's serving.runtime is api, and then nothing stands "
+            "before vLLM for prompt and guards. Next: set serving.runtime to vllm; versions that say api "
+            "stay so."
+        )
     from serving.llm.process import Launcher
 
     return Launcher(spec, source).run()

@@ -25,7 +25,7 @@ from serving.llm.errors import EngineFailed
 from serving.llm.gpus import claim_gpus
 from serving.llm.source import Source
 from serving.llm.spec import LlmSpec
-from serving.llm.warmup import warm_up
+from serving.llm.warmup import answer_recent, probe
 
 logger = logging.getLogger("interlock.llm")
 
@@ -92,9 +92,11 @@ class Launcher:
                     f"vLLM did not answer within {self._spec.start_timeout_s:g} s. Next: read the lines "
                     "above, or raise replicas.start_timeout_s."
                 )
-        answered = warm_up(self._spec, self._direct, deadline)
+        probe(self._spec, self._direct)
+        # behind a front the prompts come through it: with the version's own prompt before them
+        answered = 0 if self._spec.part == "engine" else answer_recent(self._spec, self._direct, deadline)
         write_private(self._spec.ready_file, "")
-        logger.info("Ready on port %d after %d warm-up prompts", self._spec.port, answered)
+        logger.info("Ready on port %d after %d warm-up prompts", self._spec.port, 1 + answered)
 
     def _check_alive(self) -> None:
         assert self._engine is not None
@@ -148,7 +150,10 @@ def capture_document(spec: LlmSpec) -> dict[str, object]:
     capture = spec.capture if spec.capture is not None and spec.capture.sample > 0 else None
     spool = spec.spool if spec.spool is not None and spec.spool.enabled else None
     price = spec.serving.price
+    # an engine's front records; the middleware is only the engine's door then
+    paths: dict[str, object] = {"paths": []} if spec.part == "engine" else {}
     return {
+        **paths,
         "endpoint": spec.endpoint,
         "slot": spec.slot,
         "version": spec.version,

@@ -51,6 +51,11 @@ def unreachable(what: str) -> ProviderTrouble:
     return _mapped(502, f"The provider cannot be reached: {what}.", "provider_unreachable", None)
 
 
+def engine_lost(what: str) -> ProviderTrouble:
+    """The engine behind a front does not answer."""
+    return _mapped(502, f"The engine cannot be reached: {what}.", "engine_unreachable", None)
+
+
 def too_late() -> ProviderTrouble:
     """No byte within the policy's time."""
     return _mapped(504, "The provider did not answer in time.", "provider_timeout", None)

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from configs.serving_runtime import Serving
 from serving.replica.spec import ReplicaSpec
+
+
+class PromptSpec(BaseModel):
+    """The prompt of a version, and where its local copy is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, description="Registered prompt.")
+    version: str = Field(min_length=1, description="Its version.")
+    digest: str = Field(min_length=64, max_length=64, description="SHA-256 of the copy.")
+    file: Path = Field(description="The copy.")
 
 
 class LlmSpec(ReplicaSpec):
@@ -20,6 +32,11 @@ class LlmSpec(ReplicaSpec):
     measures_dir: Path = Field(description="`settings.measures_dir / endpoint`.")
     spool_of_endpoint: Path = Field(description="Both slots' spools: recent prompts for the warm-up.")
     start_timeout_s: float = Field(gt=0, description="Gives up when the engine is not healthy by then.")
+    part: Literal["whole", "engine", "front"] = Field(
+        default="whole", description="A whole replica, or one of the two processes that it is split into."
+    )
+    engine_port: int = Field(default=0, ge=0, le=65535, description="Of a front: where its engine listens.")
+    prompt: PromptSpec | None = Field(default=None, description="What stands before the client's words.")
 
     @property
     def ready_file(self) -> Path:

@@ -34,11 +34,11 @@ _TIMEOUT_S = 60.0
 _READ_MAX = 5_000
 
 
-def warm_up(spec: LlmSpec, direct: DirectClient, deadline: float) -> int:
-    """Ask; returns how many prompts were answered. Raises `EngineFailed` when the first one is not."""
+def probe(spec: LlmSpec, direct: DirectClient) -> None:
+    """Ask for one answer. Raises `EngineFailed` when there is none."""
     reply = Reply(0, b"", 0.0)
-    for path, probe in _PROBES.items():
-        body = json.dumps({"model": spec.served_name, **probe}).encode()
+    for path, asked in _PROBES.items():
+        body = json.dumps({"model": spec.served_name, **asked}).encode()
         reply = direct.post(spec.port, path, body, content_type="application/json", timeout_s=_TIMEOUT_S)
         if reply.status != 404:
             break
@@ -47,7 +47,11 @@ def warm_up(spec: LlmSpec, direct: DirectClient, deadline: float) -> int:
             f"The warm-up completion got status {reply.status}: {reply.body[:300].decode(errors='replace')}. "
             "Next: read vLLM's lines above."
         )
-    answered = 1
+
+
+def answer_recent(spec: LlmSpec, direct: DirectClient, deadline: float) -> int:
+    """Answer recent prompts until `deadline` comes near; returns how many were answered."""
+    answered = 0
     for exchange in recent_prompts(spec):
         if time.monotonic() > deadline - _TIMEOUT_S / 2:
             break

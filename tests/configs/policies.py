@@ -81,7 +81,7 @@ def vertex_content(**more: Any) -> dict[str, Any]:
 def whole_serving() -> dict[str, Any]:
     """A section `serving:` with every part."""
     return {
-        "runtime": "api",
+        "runtime": "vllm",
         "api": {"provider": "openai"},
         "price": {"input_per_million": 0.5, "output_per_million": 1.5},
         "guards": {

@@ -78,7 +78,8 @@ def test_versions_are_judged_in_place(world: World) -> None:
 
 def test_a_prompt_is_released_like_a_model(world: World) -> None:
     content = world.policy.model_dump(mode="json")
-    world.policy = Policy.model_validate(content | {"prompt": {"name": "manner"}})
+    content |= {"prompt": {"name": "manner"}, "serving": {"runtime": "vllm"}}
+    world.policy = Policy.model_validate(content)
     for version, share in (("2+p1", 0.6), ("2+p2", 0.9), ("2+p3", 0.1)):
         world.add(version, knows(share))
     assert run("2", prompt=1).name == "Promoted"

@@ -35,7 +35,7 @@ from serving.gateway.render import refresh_gateway
 from serving.slots import SlotFiles
 from tests.serving.gateway.lab import lab_policy, lab_settings
 
-WORDS = st.text(st.sampled_from("abz019._-"), max_size=20)
+WORDS = st.text(st.sampled_from("abz019._+-"), max_size=20)
 ROUTES = st.builds(
     Route,
     endpoint=st.just("flights"),

@@ -2,8 +2,9 @@
 
     python -m tests.serving.llm.engine --model DIR --served-model-name N --host H --port P --middleware M ...
 
-A prompt says what it does: `slow` waits 200 ms a word, `stop` counts as aborted when the client
-leaves, `fail` answers 500. The model's folder is its version: answers repeat its name.
+A prompt says what it does: `slow` waits 200 ms a word, `slowest` half a minute for a whole answer, `fail`
+answers 500. A client that leaves counts as aborted; `/asked` shows the newest request. The model's folder
+is its version: answers repeat its name.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Engine:
         self.served_name = served_name
         self.running = 0
         self.aborted = 0
+        self.asked: dict[str, Any] = {}
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] == "lifespan":
@@ -41,6 +43,8 @@ class Engine:
             await self.reply(
                 send, 200, {"object": "list", "data": [{"id": self.served_name, "object": "model"}]}
             )
+        elif path == "/asked":
+            await self.reply(send, 200, self.asked)
         elif path == "/metrics":
             lines = (
                 f'vllm:num_requests_running{{engine="0"}} {float(self.running)}',
@@ -67,6 +71,7 @@ class Engine:
             if not message.get("more_body"):
                 break
         asked: dict[str, Any] = json.loads(body)
+        self.asked = asked
         text = json.dumps(asked.get("messages") or asked.get("prompt"))
         if "fail" in text:
             await self.reply(send, 500, {"error": {"message": "failed", "code": 500}})
@@ -74,7 +79,12 @@ class Engine:
         pause_s = 0.2 if "slow" in text else 0.01
         usage = {"prompt_tokens": len(text.split()), "completion_tokens": WORDS}
         if not asked.get("stream"):
-            await asyncio.sleep(pause_s)
+            gone = asyncio.ensure_future(receive())
+            done, _ = await asyncio.wait({gone}, timeout=30 if "slowest" in text else pause_s)
+            if done:
+                self.aborted += 1
+                return
+            gone.cancel()
             message = {"role": "assistant", "content": f"{self.model} " * WORDS}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             whole = {"id": "x", "model": self.served_name, "choices": [choice], "usage": usage}
