@@ -202,6 +202,8 @@ def decide(
     stays = f"traffic stays on version {champion}"
     look = f"interlock status {endpoint}"
     about = previous.state.value
+    if previous.state is PreviousState.WARM:
+        return _with_control(endpoint, harm, stays, control, may_roll_back=may_roll_back)
     match previous.state:
         case PreviousState.RELEASING:
             reason = f"{harm}. A release is under way: its ramp is paused, {stays}"
@@ -217,12 +219,10 @@ def decide(
         case PreviousState.INCOMPATIBLE:
             reason = f"{harm}. Going back would break clients: {stays} ({previous.note})"
             next_step = f'interlock rollback {endpoint} --force --reason "..."'
-        case PreviousState.AWAY:
+        case _:  # away
             other = f"version {previous.version}" if previous.version else "the version before"
             reason = f"{harm}. Whether {other} suffers too is not known: {stays} ({previous.note})"
             next_step = _by_hand(endpoint)
-        case PreviousState.WARM:
-            return _with_control(endpoint, harm, stays, control, may_roll_back=may_roll_back)
     return Decision(Step.ALERT, reason, next_step, about)
 
 

@@ -31,6 +31,8 @@ _KNOWN_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     # columns without a single value, and classes that a version never answers: the page shows both as 0
     (RuntimeWarning, r"invalid value encountered in scalar divide"),
     (UserWarning, r"(Precision|Recall|F-score) is ill-defined"),
+    # Evidently's dummy model of a part with one row
+    (UserWarning, r"R\^2 score is not well-defined"),
 )
 
 

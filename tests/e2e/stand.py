@@ -226,6 +226,19 @@ class Stand:
         reply = httpx.get(f"{self.settings.prefect_url}/flow_runs/{run_id}", timeout=30)
         return reply.json()["state"]["name"]
 
+    def mlflow_runs(self, experiment: str) -> list[dict[str, Any]]:
+        """An experiment's runs, newest first; each with its tags as a mapping."""
+        api = f"{self.settings.mlflow_url}/api/2.0/mlflow"
+        reply = httpx.get(
+            f"{api}/experiments/get-by-name", params={"experiment_name": experiment}, timeout=30
+        )
+        asked = {"experiment_ids": [reply.json()["experiment"]["experiment_id"]], "max_results": 100}
+        found = httpx.post(f"{api}/runs/search", json=asked, timeout=30).json()["runs"]
+        return [
+            {**run["info"], "tags": {tag["key"]: tag["value"] for tag in run["data"]["tags"]}}
+            for run in found
+        ]
+
     def schedule_is_on(self, deployment: str) -> bool:
         """Whether Prefect starts a deployment by the clock."""
         url = f"{self.settings.prefect_url}/deployments/name/{deployment}/{deployment}"

@@ -148,6 +148,36 @@ def test_the_command_line_promotes_and_rolls_back_on_a_managed_platform(
 
 
 @pytest.mark.e2e
+def test_a_version_is_evaluated_by_hand_and_nothing_else_happens(
+    stand: Stand, traffic: Traffic, tmp_path: Path
+) -> None:
+    begun = time.time()
+    before = stand.history(), stand.aliases(), stand.status()["generation"]
+    good, bad = stand.register(offset=0.001), stand.register(offset=0.5)
+    page = tmp_path / "evaluation.html"
+    told = stand.interlock("evaluate", "sums", good, "--report", str(page))
+    assert f"sums v{good} against v{stand.status()['champion']}: PASS" in told
+    assert "<svg" in page.read_text()
+    assert json.loads(stand.interlock("evaluate", "sums", good, "--json"))["verdict"]["outcome"] == "PASS"
+    status, said = stand.refused("evaluate", "sums", bad)
+    assert (status, said) == (3, "")
+    run = next(
+        run for run in stand.mlflow_runs("interlock/sums") if run["tags"].get("interlock.version") == bad
+    )
+    assert run["tags"]["interlock.outcome"] == "fail"
+    rows = stand.settings.policy_dir / "held_out.csv"
+    rows.rename(rows.with_suffix(".away"))
+    try:
+        status, said = stand.refused("evaluate", "sums", good)
+    finally:
+        rows.with_suffix(".away").rename(rows)
+    assert status == 1
+    assert "held_out.csv does not exist. Next: " in said
+    assert (stand.history(), stand.aliases(), stand.status()["generation"]) == before
+    assert {status for status, _ in traffic.since(begun)} == {200}
+
+
+@pytest.mark.e2e
 def test_a_stopped_flow_that_wakes_up_after_a_rollback_by_hand_changes_nothing(
     stand: Stand, traffic: Traffic
 ) -> None:

@@ -159,6 +159,44 @@ def test_drift_of_one_slice_shows_only_there() -> None:
 
 
 @pytest.mark.slow
+def test_every_slice_that_is_frequent_enough_is_compared_and_a_missing_column_is_said() -> None:
+    even = rows(6000, 0).assign(carrier=["a", "b"] * 3000)
+    compared = compare(Drift(slices=("carrier", "airport")), even, even)
+    assert {check.part for check in compared.checks} == {"", "carrier=a", "carrier=b"}
+    assert compared.notes == ("no slices by airport: the reference or the window lacks it",)
+
+
+@pytest.mark.slow
+def test_without_answers_on_both_sides_inputs_alone_are_compared() -> None:
+    reference = rows(1500, 0)
+    compared = compare(POLICY, reference.drop(columns="prediction"), reference)
+    assert "answers are not compared: the reference or the window has none" in compared.notes
+    assert "output/prediction" not in {check.key for check in compared.checks}
+
+
+@pytest.mark.slow
+def test_a_column_has_the_threshold_that_the_policy_gives_it_by_name() -> None:
+    reference, window = rows(3000, 0), rows(3000, 1)
+    window["temp"] += 3
+    bearing = Drift.model_validate({"thresholds": {"columns": {"temp": 2.0}}})
+    assert "input/temp" in flagged(compare(POLICY, reference, window))
+    compared = compare(bearing, reference, window)
+    assert "input/temp" not in flagged(compared)
+    (told,) = [check.as_dict() for check in compared.checks if check.key == "input/temp"]
+    assert (told["threshold"], told["column"]) == (2.0, "temp")
+
+
+@pytest.mark.slow
+def test_a_column_without_a_value_in_the_window_is_missing_and_nothing_else() -> None:
+    reference, window = rows(1500, 0), rows(1500, 1)
+    empty = window.assign(temp=np.nan, carrier=None)
+    found = compare(POLICY, reference, empty)
+    assert flagged(found) == {"nulls/temp", "nulls/carrier"}
+    nothing = reference[["temp"]].assign(temp=np.nan)
+    assert [check.key for check in compare(POLICY, nothing, nothing).checks] == ["nulls/temp"]
+
+
+@pytest.mark.slow
 def test_the_old_versions_answers_are_compared_where_the_policy_has_a_budget() -> None:
     reference, window, old = rows(3000, 0), rows(3000, 1), rows(3000, 2)
     window["prediction"] = window["prediction"] + 0.2

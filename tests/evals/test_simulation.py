@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -100,6 +102,18 @@ def test_traffic_from_requests_keeps_rates_users_and_their_own_requests(size: in
     assert np.all(np.diff(made.user) >= 0)
     of_user = [made.failed[made.user == number] for number in range(40)]
     assert all(one.all() or not one.any() for one in of_user)
+
+
+def test_requests_that_name_no_user_are_units_and_where_no_unit_comes_nothing_is_decided() -> None:
+    away = replace(traffic(users=100), user_rate=np.full(100, 1e-9))
+    half = np.where(np.arange(away.user.size) % 2 == 0, -1, away.user)
+    order = np.argsort(half, kind="stable")
+    mixed = replace(away, user=half[order], failed=away.failed[order])
+    undecided, promoted = (
+        play(POLICY, drawn, GOOD, by_user=True, seed=(2,), until_s=600) for drawn in (away, mixed)
+    )
+    assert (undecided.outcome, undecided.step) == (Outcome.INCONCLUSIVE, 0)
+    assert promoted.outcome is Outcome.PASS
 
 
 def test_the_horizon_is_some_ramps_and_never_short() -> None:

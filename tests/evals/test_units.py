@@ -182,6 +182,11 @@ def test_only_requests_without_a_user_are_anonymous() -> None:
     assert sum(group.entered_champion for group in look.groups) == 2 + 3
 
 
+def test_labels_change_nothing_where_the_policy_asks_for_none() -> None:
+    rows = requests([{"user": "a", "failed": True}, {"user": "b"}])
+    assert tracker().observe(rows, now=100, labels={"1": 0.0}) == tracker().observe(rows, now=100)
+
+
 def test_a_missing_column_is_named() -> None:
     with pytest.raises(ValueError, match="lack share"):
         tracker().observe(requests().drop(columns="share"), now=0)
