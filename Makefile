@@ -47,6 +47,7 @@ lock: $(STAMP) ## Resolve pyproject.toml into requirements.lock again
 check: $(STAMP) ## What a commit must pass, in seconds: lint, format, types, import rules, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint serving/Dockerfile
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(PYTEST) -q -n 2 -m "not slow and not e2e"
@@ -100,6 +101,7 @@ drift-on-flights: $(STAMP) ## Drift on the flights' own seasons; rewrites docs/d
 
 screenshots: $(STAMP) ## Pictures of Prefect's pages into screens/ (needs a Chromium on the machine)
 	$(BIN)/python -m benchmarks.screens
+
 bench-evaluation: $(STAMP) ## The offline gate on 200,000 rows: time and peak memory
 	$(BIN)/python -m benchmarks.evaluation
 
@@ -117,7 +119,7 @@ bench-look: $(STAMP) ## CPU time of one look over a million new observations
 
 coverage: $(STAMP) ## Branches of evals/ that its own tests take, the slow ones too (minutes)
 	$(BIN)/python -m coverage run --branch --source=evals -m pytest -q tests/evals -m "not e2e" --timeout=0
-	$(BIN)/python -m coverage report
+	$(BIN)/python -m coverage report --fail-under=100
 
 mutants: $(STAMP) ## Mutation testing of evals/sequential.py and evals/contrast.py; see docs/proofs.md (minutes)
 	rm -rf mutants

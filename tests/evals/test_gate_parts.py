@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from configs.evaluation import Cost, Evaluation, Freshness, Leakage, Live, Metric, Slice
 from configs.section import LatencyBudget
 from evals.budgets import calls_wanted, champion_is_timed, judge_cost, judge_latency
+from evals.contest import Contest
 from evals.gate import Scores, evaluate
 from evals.guards import judge_age, judge_leakage, judge_live, judge_signature, newest_time
 from evals.intervals import Draws, PairedShares, generator, moment_draws, resampled_draws
@@ -410,3 +411,14 @@ def test_a_wider_margin_never_makes_it_worse(seed: int, noise: float) -> None:
         for margin in (0.0, 0.05, 0.2, 1.0, 5.0)
     ]
     assert seen == sorted(seen)
+
+
+def test_an_area_among_rows_of_one_class_is_undefined_and_not_a_difference() -> None:
+    labels = np.array([0, 1] * 50)
+    said = Predictions.read(np.linspace(0.1, 0.9, 100), labels, "classification")
+    scores = Scores(labels, said, said)
+    late = np.flatnonzero(labels == 1)
+    contest = Contest("roc_auc", scores, late)
+    assert contest.champion is not None
+    with pytest.raises(MetricError, match="every class is needed"):
+        contest.difference(contest.champion, purpose="slice")
