@@ -52,10 +52,14 @@ check: $(STAMP) ## What a commit must pass, in seconds: lint, format, types, imp
 	$(BIN)/lint-imports
 	$(PYTEST) -q -n 2 -m "not slow and not e2e"
 
+# Slow tests that compute, side by side; those that start gateways and stacks one after the other.
+IN_PROCESS := tests/evals tests/examples tests/flows tests/tasks
+
 test: $(STAMP) ## What CI runs: everything but the full matrix
 	$(BIN)/lint-imports
 	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not e2e"
-	$(PYTEST) -m "slow and not e2e"
+	$(PYTEST) -n 2 --dist loadfile -m "slow and not e2e" $(IN_PROCESS)
+	$(PYTEST) -m "slow and not e2e" $(addprefix --ignore=,$(IN_PROCESS))
 
 e2e: $(STAMP) ## The full matrix against the real servers
 	$(PYTEST) -m e2e
