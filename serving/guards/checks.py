@@ -38,15 +38,15 @@ def build_checks(checks: Iterable[GuardCheck], *, timeout_s: float) -> tuple[Che
 
 def _find(check: GuardCheck, timeout_s: float) -> Find:
     if check.check == PHRASES:
-        return phrases.phrase_finder(check.phrases, "phrase")
+        return _windowed(phrases.phrase_finder(check.phrases, "phrase"), timeout_s)
     if check.check == INJECTION_PHRASES:
-        return phrases.phrase_finder(phrases.INJECTION_PHRASES, "injection")
+        return _windowed(phrases.phrase_finder(phrases.INJECTION_PHRASES, "injection"), timeout_s)
     if check.check == PERSONAL:
-        return _personal(check, timeout_s)
+        return _windowed(_personal(check), timeout_s)
     return _imported(check.check)
 
 
-def _personal(check: GuardCheck, timeout_s: float) -> Find:
+def _personal(check: GuardCheck) -> Find:
     try:
         find_personal("+1 415 555 2671 ann@example.com", check.kinds)  # the first call loads Presidio
     except ImportError as error:
@@ -54,15 +54,22 @@ def _personal(check: GuardCheck, timeout_s: float) -> Find:
             f"The check `{PERSONAL}` needs Presidio, which is not installed ({error}). "
             "Next: install the extra `llm`."
         ) from error
+    return lambda text: find_personal(text, check.kinds)
+
+
+def _windowed(find_in: Find, timeout_s: float) -> Find:
+    """Window by window: a long text can be given up, and other threads get their turn in between.
+
+    A regular expression holds the interpreter until it is through.
+    """
 
     def find(text: str) -> list[Span]:
-        """Window by window, so that a long text can be given up: its time grows faster than its length."""
         until = time.monotonic() + timeout_s
         found: dict[tuple[int, int], Span] = {}
         for start in range(0, max(len(text) - _WINDOW_OVERLAP, 1), _WINDOW - _WINDOW_OVERLAP):
             if time.monotonic() > until:
                 raise TimeoutError(f"looked at {start} of {len(text)} characters")
-            for span in find_personal(text[start : start + _WINDOW], check.kinds):
+            for span in find_in(text[start : start + _WINDOW]):
                 place = (start + span.start, start + span.end)
                 found[place] = Span(span.kind, *place)
         return [found[place] for place in sorted(found)]
