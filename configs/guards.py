@@ -17,6 +17,8 @@ PersonalKind = Literal["email", "credit_card", "iban", "phone", "ip_address", "u
 Action = Literal["block", "redact", "count"]
 
 PERSONAL, PHRASES, INJECTION_PHRASES = "personal", "phrases", "injection_phrases"
+KINDS: tuple[PersonalKind, ...] = ("email", "credit_card", "iban")
+"""What `personal` looks for unless the policy says."""
 BUILT_IN = (PERSONAL, PHRASES, INJECTION_PHRASES)
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 
@@ -66,9 +68,9 @@ class GuardCheck(Section):
     )
     action: Action = Field(description="block: refuse or end the answer; redact: put <kind> there; count.")
     kinds: tuple[PersonalKind, ...] = Field(
-        default=("email", "credit_card", "iban"),
-        min_length=1,
-        description="What `personal` looks for. phone costs ten times as much as all others together.",
+        default=(),
+        description="What `personal` looks for; empty: email, credit_card, iban. phone costs ten times as "
+        "much as all others together.",
     )
     phrases: tuple[str, ...] = Field(
         default=(), description="What `phrases` looks for: words in order, case and spaces ignored."
@@ -80,7 +82,7 @@ class GuardCheck(Section):
             raise ValueError(
                 f"no check {self.check!r}: use {', '.join(BUILT_IN)}, or a dotted name: acme.checks.find"
             )
-        if "kinds" in self.model_fields_set and self.check != PERSONAL:
+        if self.kinds and self.check != PERSONAL:
             raise ValueError(f"`kinds` is for the check `{PERSONAL}` only, not for {self.check!r}")
         if bool(self.phrases) != (self.check == PHRASES):
             raise ValueError(f"`phrases` is for the check `{PHRASES}`, which needs it")

@@ -328,11 +328,8 @@ def _lacking(policy: Policy) -> list[str]:
         found.append("the scorer `cost` needs serving.price: what a token costs")
     if policy.capture.spool.personal and not policy.capture.personal:
         found.append("capture.spool.personal needs capture.personal, which says what is taken out")
-    if policy.capture.personal and (policy.platform != "local" or policy.serving.runtime == "vllm"):
-        found.append(
-            "capture.personal needs platform: local and serving.runtime: pyfunc or api (vLLM's environment "
-            "has no Presidio)"
-        )
+    if policy.capture.personal and policy.platform != "local":
+        found.append("capture.personal needs platform: local: elsewhere no process of ours records")
     guards = policy.serving.guards
     if guards.is_active and (policy.platform != "local" or not policy.serving.is_llm):
         found.append("serving.guards needs platform: local and serving.runtime vllm or api")

@@ -99,7 +99,7 @@ class ReplicaProcesses:
         Slots share engines of the same key: the same weights, served in the same way.
         """
         serving, replicas = self._policy.serving, self._policy.replicas
-        if not needs_front(serving, version):
+        if not needs_front(self._policy, version):
             return ""
         api = serving.api.model_dump_json() if serving.api else ""
         told = (uri, serving.vllm.model_dump_json(), api, self._served_name, str(replicas.threads))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from configs.guards import INJECTION_PHRASES, PERSONAL, PHRASES, Action, GuardCheck
+from configs.guards import INJECTION_PHRASES, KINDS, PERSONAL, PHRASES, Action, GuardCheck
 from serving.guards import phrases
 from serving.guards.personal import Span, find_personal
 
@@ -47,14 +47,15 @@ def _find(check: GuardCheck, timeout_s: float) -> Find:
 
 
 def _personal(check: GuardCheck) -> Find:
+    kinds = check.kinds or KINDS
     try:
-        find_personal("+1 415 555 2671 ann@example.com", check.kinds)  # the first call loads Presidio
+        find_personal("+1 415 555 2671 ann@example.com", kinds)  # the first call loads Presidio
     except ImportError as error:
         raise UnknownCheck(
             f"The check `{PERSONAL}` needs Presidio, which is not installed ({error}). "
             "Next: install the extra `llm`."
         ) from error
-    return lambda text: find_personal(text, check.kinds)
+    return lambda text: find_personal(text, kinds)
 
 
 def _windowed(find_in: Find, timeout_s: float) -> Find:

@@ -11,10 +11,10 @@ import json
 from typing import Any, cast
 
 from configs.guards import Guards
-from serving.capture.middleware import ASGIApp, Message, Receive, Scope, Send
+from serving.capture.middleware import REPLAY_HEADER, ASGIApp, Message, Receive, Scope, Send
 from serving.completions import TEXT_PATHS
 from serving.guards.checks import build_checks
-from serving.guards.counts import GuardCounts
+from serving.guards.counts import GuardCounts, is_copy
 from serving.guards.holding import HeldStream
 from serving.guards.limits import RefusedRequest, apply_limits, check_body, check_prompt
 from serving.guards.panel import Panel
@@ -48,6 +48,7 @@ class GuardLayer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI scope."""
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _PATHS:
+            is_copy.set(any(name == REPLAY_HEADER for name, _ in scope["headers"]))
             await self._guarded(scope, receive, send)
         elif scope["type"] == "http" and scope["path"] == "/metrics":
             await self.app(scope, receive, _Appending(send, self.counts.text(self._version).encode()).send)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.serving_runtime import Serving
+from configs.policy import Policy
 from serving.capture.middleware import ASGIApp
 from serving.guards.wiring import with_guards
 from serving.llm.errors import NotServable
@@ -12,9 +12,14 @@ from serving.llm.spec import LlmSpec
 from serving.versions import Pair
 
 
-def needs_front(serving: Serving, version: str) -> bool:
-    """Whether a replica is split into a front and an engine: where a layer stands before vLLM."""
-    return serving.runtime == "vllm" and (serving.guards.is_active or bool(Pair.of(version).prompt))
+def needs_front(policy: Policy, version: str) -> bool:
+    """Whether a replica is split into a front and an engine: where vLLM's process cannot do it all.
+
+    It has no place for layers, and no Presidio for what must be taken out of records.
+    """
+    serving = policy.serving
+    does_more = serving.guards.is_active or policy.capture.personal or Pair.of(version).prompt
+    return serving.runtime == "vllm" and bool(does_more)
 
 
 def layered(app: ASGIApp, spec: LlmSpec) -> ASGIApp:

@@ -20,6 +20,11 @@ def test_nothing_is_guarded_unless_the_policy_says_so() -> None:
     assert Guards.model_validate({"output": [CHECK]}).is_active
 
 
+def test_a_replica_is_told_the_same() -> None:
+    guards = Guards.model_validate(whole_serving()["guards"] | {"output": [CHECK]})
+    assert Guards.model_validate_json(guards.model_dump_json()) == guards
+
+
 @pytest.mark.parametrize(
     ("guards", "words"),
     [

@@ -275,5 +275,8 @@ def test_counts_are_in_the_metrics_by_version() -> None:
     got = ask(layer, b"{}", "/metrics")
     lines = got.body.decode().splitlines()
     assert lines[0] == "vllm:num_requests_running 0"
-    assert 'interlock_guard_total{version="3",stage="input",check="personal",done="block"} 1' in lines
+    assert (
+        'interlock_guard_total{version="3",traffic="live",stage="input",check="personal",done="block"} 1'
+        in lines
+    )
     assert b"content-length" not in got.headers

@@ -3,8 +3,8 @@
     python -m tests.serving.llm.engine --model DIR --served-model-name N --host H --port P --middleware M ...
 
 A prompt says what it does: `slow` waits 200 ms a word, `slowest` half a minute for a whole answer, `fail`
-answers 500. A client that leaves counts as aborted; `/asked` shows the newest request. The model's folder
-is its version: answers repeat its name.
+answers 500, `say a|b` answers these parts. A client that leaves counts as aborted; `/asked` shows the
+newest request. The model's folder is its version: answers repeat its name.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class Engine:
             return
         pause_s = 0.2 if "slow" in text else 0.01
         usage = {"prompt_tokens": len(text.split()), "completion_tokens": WORDS}
+        words = words_to_say(asked, f"{self.model} ")
         if not asked.get("stream"):
             gone = asyncio.ensure_future(receive())
             done, _ = await asyncio.wait({gone}, timeout=30 if "slowest" in text else pause_s)
@@ -85,7 +86,7 @@ class Engine:
                 self.aborted += 1
                 return
             gone.cancel()
-            message = {"role": "assistant", "content": f"{self.model} " * WORDS}
+            message = {"role": "assistant", "content": "".join(words)}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             whole = {"id": "x", "model": self.served_name, "choices": [choice], "usage": usage}
             await self.reply(send, 200, whole)
@@ -93,15 +94,15 @@ class Engine:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         gone = asyncio.ensure_future(receive())
-        for word in range(WORDS):
+        for number, word in enumerate(words):
             done, _ = await asyncio.wait({gone}, timeout=pause_s)
             if done:
                 self.aborted += 1
                 return
-            last = word == WORDS - 1
+            last = number == len(words) - 1
             choice = {
                 "index": 0,
-                "delta": {"content": f"{self.model} "},
+                "delta": {"content": word},
                 "finish_reason": "stop" if last else None,
             }
             await self.event(send, {"id": "x", "model": self.served_name, "choices": [choice]})
@@ -121,6 +122,15 @@ class Engine:
         headers = [(b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": json.dumps(document).encode()})
+
+
+def words_to_say(asked: dict[str, Any], otherwise: str) -> list[str]:
+    """What follows `say ` in the last message, an event for each part between bars."""
+    messages = asked.get("messages")
+    said = messages[-1].get("content") if isinstance(messages, list) and messages else None
+    if isinstance(said, str) and said.startswith("say "):
+        return said.removeprefix("say ").split("|")
+    return [otherwise] * WORDS
 
 
 def main() -> None:
