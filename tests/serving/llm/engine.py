@@ -78,6 +78,9 @@ class Engine:
             return
         pause_s = 0.2 if "slow" in text else 0.01
         usage = {"prompt_tokens": len(text.split()), "completion_tokens": WORDS}
+        if wrong := what_is_wrong(asked, path, self.served_name):
+            await self.reply(send, *wrong)
+            return
         words = words_to_say(asked, f"{self.model} ")
         if not asked.get("stream"):
             gone = asyncio.ensure_future(receive())
@@ -122,6 +125,23 @@ class Engine:
         headers = [(b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": json.dumps(document).encode()})
+
+
+def what_is_wrong(asked: dict[str, Any], path: str, served_name: str) -> tuple[int, dict[str, Any]] | None:
+    """As vLLM refuses it, roughly: who passes refusals on must not care for their words."""
+
+    def refusal(status: int, kind: str, message: str, param: str) -> tuple[int, dict[str, Any]]:
+        return status, {"error": {"message": message, "type": kind, "param": param, "code": status}}
+
+    if asked.get("model", served_name) != served_name:
+        return refusal(404, "NotFoundError", f"The model `{asked['model']}` does not exist.", "model")
+    if not isinstance(asked.get("temperature", 0), int | float) or not 0 <= asked.get("top_p", 1) <= 1:
+        return refusal(400, "BadRequestError", "1 validation error", "temperature")
+    if (asked.get("max_tokens") or 0) > 4096:
+        return refusal(400, "BadRequestError", "max_tokens is too large", "max_tokens")
+    if path.endswith("/chat/completions") and not asked.get("messages"):
+        return refusal(400, "BadRequestError", "messages is empty", "messages")
+    return None
 
 
 def words_to_say(asked: dict[str, Any], otherwise: str) -> list[str]:

@@ -16,6 +16,7 @@ from serving.errors import NotHealthy
 from tests.serving.gateway.lab import eventually
 from tests.serving.llm.conftest import NAME, Chat, chat_policy, put_version
 from tests.serving.llm.engine import WORDS
+from tests.serving.llm.parity import outcomes, outcomes_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chat")]
 
@@ -32,6 +33,12 @@ def test_the_official_client_needs_a_url_and_a_key_only(chat: Chat) -> None:
     assert answer.choices[0].message.content == "weights-1 " * WORDS
     assert answer.model == NAME
     assert text_of(chat.ask("hello", **STREAM)) == "weights-1 " * WORDS
+
+
+def test_the_gateway_behaves_as_the_engine_itself(chat: Chat) -> None:
+    ours, theirs = (str(chat.client.base_url), chat.lab.key), (chat.direct_url(), "none")
+    assert outcomes(*ours) == outcomes(*theirs)
+    assert outcomes_async(*ours) == outcomes_async(*theirs)
 
 
 def test_a_client_that_did_not_ask_for_usage_gets_none(chat: Chat) -> None:

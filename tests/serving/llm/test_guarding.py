@@ -10,8 +10,10 @@ import pytest
 
 from serving.capture.reader import read_captures
 from serving.endpoint import Slot
+from serving.slots import SlotFiles
 from tests.serving.gateway.lab import Lab, eventually, lab_settings
 from tests.serving.llm.conftest import Chat, chat_policy, put_version
+from tests.serving.llm.parity import outcomes, outcomes_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("guarded")]
 
@@ -57,6 +59,20 @@ def streamed(chat: Chat, text: str) -> tuple[str, str | None]:
 def test_what_is_well_passes(guarded: Chat) -> None:
     assert streamed(guarded, "say All |is |well.") == ("All is well.", "stop")
     assert guarded.ask("say All |is |well.").choices[0].message.content == "All is well."
+
+
+def test_whoever_breaks_no_rule_sees_what_the_engine_itself_answers(guarded: Chat) -> None:
+    """The engine behind the front records nothing and asks for nothing: it is vLLM's stand-in alone."""
+    record = SlotFiles(guarded.lab.settings).read(NAME, Slot.BLUE)
+    assert record is not None
+    theirs = (f"http://127.0.0.1:{record.engines[0].port}/v1", "none")
+    ours = (str(guarded.client.base_url), guarded.lab.key)
+    for asking in (outcomes, outcomes_async):
+        seen, expected = asking(*ours), asking(*theirs)
+        if "too long" in seen:
+            assert seen.pop("too long")[2]["code"] == "max_tokens_exceeded"
+            expected.pop("too long")
+        assert seen == expected
 
 
 def test_limits_are_bad_requests_that_name_themselves(guarded: Chat) -> None:

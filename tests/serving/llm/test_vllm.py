@@ -7,7 +7,6 @@ quiet machine with two cores.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from examples.support_bot.models import VLLM_PYTHON, make_weights
 from serving.endpoint import Slot
 from tests.serving.gateway.lab import Lab, eventually, lab_settings
 from tests.serving.llm.conftest import NAME, Chat
+from tests.serving.llm.parity import ASKED, outcomes, outcomes_async
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,13 +39,6 @@ POLICY: dict[str, Any] = {
     },
     "replicas": {"start_timeout_s": 500, "request_timeout_s": 120, "concurrency": 16},
 }
-ASKED: dict[str, Any] = {
-    "model": NAME,
-    "messages": [{"role": "user", "content": "Where is my parcel?"}],
-    "max_tokens": 12,
-    "temperature": 0,
-}
-TOOL = {"type": "function", "function": {"name": "find", "parameters": {"type": "object", "properties": {}}}}
 
 
 @pytest.fixture(scope="module")
@@ -67,74 +60,18 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
         lab.down()
 
 
-def direct_url(chat: Chat) -> str:
-    """The default version's vLLM itself."""
-    return f"http://{chat.endpoint.describe().replicas[Slot.BLUE][0].address}/v1"
-
-
-def plain(document: Any) -> Any:
-    """An answer without what differs between two of the same: ids and times."""
-    if isinstance(document, dict):
-        dropped = {"id", "created", "system_fingerprint", "prompt_token_ids", "token_ids"}
-        return {name: plain(value) for name, value in document.items() if name not in dropped}
-    return [plain(one) for one in document] if isinstance(document, list) else document
-
-
-def outcomes(client: openai.OpenAI) -> dict[str, Any]:
-    """What the official client sees of everything that it may ask."""
-
-    def tried(call: Any) -> Any:
-        try:
-            found = call()
-        except openai.APIStatusError as error:
-            return type(error).__name__, error.status_code, plain(error.body)
-        if isinstance(found, openai.Stream):
-            return [plain(chunk.model_dump()) for chunk in found]
-        return plain(found.model_dump())
-
-    chat, completions = client.chat.completions, client.completions
-    usage = {"include_usage": True}
-    return {
-        "models": [model.id for model in client.models.list()],
-        "chat": tried(lambda: chat.create(**ASKED)),
-        "stream": tried(lambda: chat.create(**ASKED, stream=True)),
-        "stream with usage": tried(lambda: chat.create(**ASKED, stream=True, stream_options=usage)),
-        "text": tried(lambda: completions.create(model=NAME, prompt="Hello", max_tokens=5, temperature=0)),
-        "text stream": tried(
-            lambda: completions.create(model=NAME, prompt="Hello", max_tokens=5, temperature=0, stream=True)
-        ),
-        "tools": tried(lambda: chat.create(**ASKED, tools=[TOOL], tool_choice="auto")),
-        "several": tried(lambda: chat.create(**ASKED, n=2)),
-        "unknown model": tried(lambda: chat.create(**{**ASKED, "model": "nobody"})),
-        "bad type": tried(lambda: chat.create(**{**ASKED, "temperature": "hot"})),
-        "out of range": tried(lambda: chat.create(**{**ASKED, "top_p": 7})),
-        "too long": tried(lambda: chat.create(**{**ASKED, "max_tokens": 100_000})),
-        "no messages": tried(lambda: chat.create(**{**ASKED, "messages": []})),
-        "bad stream": tried(lambda: chat.create(**{**ASKED, "temperature": "hot"}, stream=True)),
-    }
-
-
 def test_the_gateway_behaves_as_vllm_itself(real: Chat) -> None:
-    with openai.OpenAI(base_url=direct_url(real), api_key="none", max_retries=0, timeout=120) as direct:
-        theirs = outcomes(direct)
-    ours = outcomes(real.client)
+    ours, theirs = outcomes(str(real.client.base_url), real.lab.key), outcomes(real.direct_url(), "none")
     assert ours == theirs
     assert ours["chat"]["usage"]["completion_tokens"] > 0
     assert ours["unknown model"][:2] == ("NotFoundError", 404)
     assert ours["bad type"][:2] == ("BadRequestError", 400)
 
 
-def test_the_asynchronous_client_streams_too(real: Chat) -> None:
-    async def run() -> tuple[str, str]:
-        texts = []
-        for url, key in ((str(real.client.base_url), real.lab.key), (direct_url(real), "none")):
-            async with openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=120) as client:
-                stream = await client.chat.completions.create(**ASKED, stream=True)
-                texts.append("".join([chunk.choices[0].delta.content or "" async for chunk in stream]))
-        return texts[0], texts[1]
-
-    ours, theirs = asyncio.run(run())
-    assert ours == theirs != ""
+def test_the_asynchronous_client_sees_the_same(real: Chat) -> None:
+    ours = outcomes_async(str(real.client.base_url), real.lab.key)
+    assert ours == outcomes_async(real.direct_url(), "none")
+    assert ours["stream"]
 
 
 def test_requests_are_measured_and_split(real: Chat) -> None:
