@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 _POLL_S = 0.1
 _SERVERS_UP_WAIT_S = 15.0
+_COUNTS_WAIT_S = 0.5
+"""Every look asks: a replica that hangs must not hold the look up."""
 
 REPLICA_COMMAND = (sys.executable, "-m", "serving.replica")
 """Runs one replica; the path of its ReplicaSpec is appended."""
@@ -208,7 +210,7 @@ class LocalEndpoint:
         for slot in Slot if self._policy.serving.guards.is_active else ():
             record = self._slots.read(self.name, slot)
             replies = {
-                one.name: self._direct.get(one.port, "/metrics", timeout_s=5)
+                one.name: self._direct.get(one.port, "/metrics", timeout_s=_COUNTS_WAIT_S)
                 for one in (record.replicas if record else ())
             }
             found[slot] = add_counts(

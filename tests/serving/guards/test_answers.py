@@ -237,3 +237,37 @@ def test_checks_that_never_end_are_bounded() -> None:
     assert threading.active_count() - before <= 64
     RELEASE.set()
     assert layer.counts.get("output", check["check"], "error") == 70
+
+
+@pytest.mark.parametrize("size", [1, 3, 6])
+def test_a_find_with_spaces_is_not_let_out_word_by_word(size: int) -> None:
+    said = "The number is 4111 1111 1111 1111 and that is all there is to say about it "
+    cards = REDACT | {"kinds": ["credit_card"]}
+    hold = {"hold_characters": 1, "overlap_characters": 25}
+    got = ask(guarded(Scripted(*by(size, said)), output=[cards], stream=hold), chat(stream=True))
+    assert got.text == said.replace("4111 1111 1111 1111", "<credit_card>")
+
+
+def test_a_find_that_began_in_a_sentence_already_out_ends_the_answer() -> None:
+    phrase = {"check": "phrases", "phrases": ["project falcon"], "action": "block"}
+    got = ask(guarded(Scripted("It is project.\n", "Falcon it is. "), output=[phrase]), chat(stream=True))
+    assert got.text == "It is project.\n"
+    assert got.choices[-1]["finish_reason"] == "content_filter"
+
+
+def test_what_went_on_elsewhere_holds_nothing_up() -> None:
+    """Thoughts that ended without a full stop, a tool's name: they are whole once something else follows."""
+
+    async def run() -> None:
+        stream = guarded(Scripted(), output=[REDACT]).held_stream({})
+
+        async def feed(delta: dict[str, Any]) -> int:
+            document = {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+            return len(await stream.feed(b"data: " + json.dumps(document).encode()))
+
+        assert await feed({"role": "assistant", "content": ""}) == 1
+        assert await feed({"reasoning_content": "they ask for a parcel"}) == 0
+        assert await feed({"content": "It is on its way. "}) == 2
+        assert await feed({"tool_calls": [{"index": 0, "id": "a", "function": {"name": "find"}}]}) == 1
+
+    asyncio.run(run())

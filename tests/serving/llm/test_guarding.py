@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -11,6 +12,7 @@ import pytest
 from serving.capture.reader import read_captures
 from serving.endpoint import Slot
 from serving.slots import SlotFiles
+from tasks.engines import guard_numbers
 from tests.serving.gateway.lab import Lab, eventually, lab_settings
 from tests.serving.llm.conftest import Chat, chat_policy, put_version
 from tests.serving.llm.parity import outcomes, outcomes_async
@@ -118,6 +120,10 @@ def test_counts_are_seen_by_slot(guarded: Chat) -> None:
     after = guarded.endpoint.guard_counts()[Slot.BLUE]
     assert after["output/personal/block"] - before.get("output/personal/block", 0) == 1
     assert guarded.endpoint.guard_counts()[Slot.GREEN] == {}
+    bench: Any = SimpleNamespace(endpoint=guarded.endpoint)
+    of_release = guard_numbers(bench, candidate=Slot.BLUE)
+    assert of_release["guards/candidate/output/personal/block"] == after["output/personal/block"]
+    assert not any(name.startswith("guards/champion") for name in of_release)
 
 
 def test_records_hold_no_personal_data(guarded: Chat) -> None:
