@@ -23,7 +23,7 @@ from tasks.labelled_control import compare_labelled
 from tasks.previous import (
     ClientBreaking,
     check_compatible,
-    failed,
+    is_failure,
     known_previous,
     unhealthy_replicas,
     warm_previous,
@@ -101,9 +101,9 @@ def ask_control(
             pairs = replayer.run_once(recent[start : start + _CHUNK_PAIRS]).pairs
             answers = [
                 Answered(
-                    failed(pair.candidate.status),
+                    is_failure(bench.policy, pair.candidate),
                     pair.candidate.elapsed_ms,
-                    failed(pair.champion_again.status),
+                    is_failure(bench.policy, pair.champion_again),
                     pair.champion_again.elapsed_ms,
                 )
                 for pair in pairs

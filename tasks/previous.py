@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving.endpoint import REFUSALS, Exchange, Slot
+from configs.policy import Policy
+from serving.capture.streams import BLOCKED, read_usage
+from serving.endpoint import REFUSALS, Exchange, Reply, Slot
 from serving.errors import Refused, ServingError
 from serving.records import EndpointRow
 from serving.versions import model_uri
@@ -138,6 +140,14 @@ def prove_previous(bench: Bench, warmed: Warmed) -> str:
 def failed(status: int) -> bool:
     """Whether a status is a failure of the version: no answer, a server error, a refusal."""
     return status == 0 or status >= 500 or status in REFUSALS
+
+
+def is_failure(policy: Policy, reply: Reply) -> bool:
+    """Whether a reply to a copy is the version's failure, as it would be live: a blocked answer too."""
+    if failed(reply.status):
+        return True
+    counts = policy.serving.is_llm and policy.serving.guards.blocked_is_failure
+    return counts and read_usage(reply.body).finish_reason == BLOCKED
 
 
 def recent_requests(bench: Bench, count: int) -> list[Exchange]:

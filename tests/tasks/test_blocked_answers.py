@@ -1,0 +1,33 @@
+"""A copy's blocked answer is a failure where a live one is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from configs.policy import Policy
+from serving.endpoint import Reply
+from tasks.previous import is_failure
+from tests.configs.policies import valid_content
+
+BLOCKED = json.dumps({"choices": [{"index": 0, "finish_reason": "content_filter"}]}).encode()
+STREAMED = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"content_filter"}]}\n\ndata: [DONE]\n\n'
+
+
+def policy(runtime: str = "vllm", *, counts: bool = True) -> Policy:
+    serving = {"runtime": runtime, "guards": {"blocked_is_failure": counts}}
+    return Policy.model_validate(valid_content() | {"serving": serving})
+
+
+@pytest.mark.parametrize("body", [BLOCKED, STREAMED])
+def test_blocked_answers_to_copies_fail(body: bytes) -> None:
+    reply = Reply(200, body, 1.0)
+    assert is_failure(policy(), reply)
+    assert not is_failure(policy(counts=False), reply)
+    assert not is_failure(policy("pyfunc"), reply)
+    assert not is_failure(policy(), Reply(200, body.replace(b"content_filter", b"stop"), 1.0))
+
+
+def test_other_failures_stay() -> None:
+    assert is_failure(policy("pyfunc"), Reply(500, b"", 1.0))
