@@ -19,7 +19,7 @@ LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --extra aws 
 PYTEST := $(BIN)/python -m pytest
 export DO_NOT_TRACK := 1
 
-.PHONY: help install vllm-env lock check test e2e demo bench bench-gateway bench-replica bench-decisions bench-look bench-release bench-drift bench-llm reliability drill drift-on-flights screenshots coverage mutants clean bench-evaluation
+.PHONY: help install vllm-env lock check test e2e demo demo-llm bench bench-gateway bench-replica bench-decisions bench-look bench-release bench-drift bench-llm reliability drill drift-on-flights screenshots coverage mutants clean bench-evaluation
 
 help: ## Print the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -81,6 +81,10 @@ vllm-env: $(STAMP) ## Install vLLM's CPU build into its own environment, .venv-v
 
 demo: $(STAMP) ## The main job on real flights; KEEP=1 leaves the stack running
 	$(BIN)/python -m examples.flights.demo $(if $(KEEP),--keep)
+
+demo-llm: $(STAMP) ## Models and prompts, good and bad, on vLLM's CPU build; KEEP=1 leaves the stack running
+	@[ -x .venv-vllm/bin/python ] || $(MAKE) --no-print-directory vllm-env
+	$(BIN)/python -m examples.support_bot.demo $(if $(KEEP),--keep)
 
 bench: bench-gateway bench-replica bench-release bench-decisions ## All benchmarks
 

@@ -54,6 +54,7 @@ class Account:
     seconds: float
     flow_run_url: str = ""
     mlflow_url: str = ""
+    expected: tuple[str, str] | None = None
 
     @property
     def title(self) -> str:
@@ -63,7 +64,7 @@ class Account:
     @property
     def surprise(self) -> str:
         """How this differs from the role's part in the story; "" where it does not."""
-        state, stage = EXPECTED[self.role]
+        state, stage = self.expected or EXPECTED[self.role]
         serves = self.role == ROLES[0] and self.outcome == SERVES
         found: list[str] = []
         if not serves and (self.outcome != state or stage not in ("", self.stage)):
@@ -80,12 +81,16 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """A release that the demo started: its role, its last summary, and the log's cursor before it."""
+    """A release that the demo started: its role, its last summary, and when it was given its last request.
+
+    `expected` is how it must end; without it what `EXPECTED` says of its role.
+    """
 
     role: str
     version: str
     summary: Mapping[str, Any]
     last_given_at: float | None = None
+    expected: tuple[str, str] | None = None
 
 
 def read_requests(path: Path) -> list[dict[str, Any]]:
@@ -154,6 +159,7 @@ def _account(one: Followed, answered: int, own: int, machinery: int) -> Account:
         seconds=round(max(0.0, ended - started), 1),
         flow_run_url=str(summary.get("flow_run_url") or ""),
         mlflow_url=str(summary.get("mlflow_url") or ""),
+        expected=one.expected,
     )
 
 

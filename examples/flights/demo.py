@@ -17,16 +17,17 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from examples.flights.accounts import SERVES, Followed, read_requests, report, settle
+from examples.flights.accounts import EXPECTED, SERVES, Followed, read_requests, report, settle
 from examples.flights.models import ROLES
-from examples.flights.stand import ENDPOINT, DemoFailed, Stand
+from examples.flights.stand import DemoFailed, Stand
 from examples.flights.telling import LEGEND, Teller, final_lines, final_table, outcome_line
 from serving.errors import ServingError
 
@@ -41,6 +42,9 @@ _POLL_S = 1.0
 
 class Demo:
     """One run. `followed` grows with every release that ended."""
+
+    expected: Mapping[str, tuple[str, str]] = EXPECTED
+    release_wait_s = RELEASE_WAIT_S
 
     def __init__(self, stand: Stand, teller: Teller) -> None:
         self.stand = stand
@@ -122,13 +126,14 @@ class Demo:
         """An earlier demo that was cut off leaves a release that could be resumed; this one is not it."""
         from tasks.status import endpoint_status
 
-        if endpoint_status(self.stand.settings, ENDPOINT)["release"] is None:
+        endpoint = self.stand.endpoint
+        if endpoint_status(self.stand.settings, endpoint)["release"] is None:
             return
-        self.stand.run("abort", ENDPOINT)
+        self.stand.run("abort", endpoint)
         deadline = time.monotonic() + 60
-        while endpoint_status(self.stand.settings, ENDPOINT)["release"] is not None:
+        while endpoint_status(self.stand.settings, endpoint)["release"] is not None:
             if time.monotonic() > deadline:
-                raise DemoFailed("An earlier release is still open. Next: interlock status flights")
+                raise DemoFailed(f"An earlier release is still open. Next: interlock status {endpoint}")
             time.sleep(1)
         self.tell.say("ended the release that an earlier demo had left open")
 
@@ -137,7 +142,7 @@ class Demo:
         from tasks.status import endpoint_status
 
         role = ROLES[0]
-        champion = endpoint_status(self.stand.settings, ENDPOINT)["champion"]
+        champion = endpoint_status(self.stand.settings, self.stand.endpoint)["champion"]
         if not champion:
             self._release(role, versions[role])
             return
@@ -155,41 +160,45 @@ class Demo:
         self.tell.chapter(
             f"Travellers start asking: {RATE:.0f} requests/s on real flights, whatever the answers"
         )
+        self.await_traffic(process, WARM_REQUESTS)
+
+    def await_traffic(self, process: subprocess.Popen[Any], wanted: int) -> None:
+        """Until so many requests were answered. Raises `DemoFailed` when that takes too long."""
         deadline = time.monotonic() + 60
-        while (seen := self._traffic()).get("status", {}).get("200", 0) < WARM_REQUESTS:
+        while (seen := self._traffic()).get("status", {}).get("200", 0) < wanted:
             if process.poll() is not None or time.monotonic() > deadline:
                 found = f"{seen.get('status', {})} {seen.get('errors', {})}"
                 where = self.stand.log("traffic")
-                raise DemoFailed(
-                    f"Wanted {WARM_REQUESTS} answered requests, found {found}. Next: look into {where}"
-                )
+                raise DemoFailed(f"Wanted {wanted} answered requests, found {found}. Next: look into {where}")
             time.sleep(0.2)
         self.tell.say(f"{seen['answered']} answered, {seen['failed']} failed, p50 {seen['p50_ms']} ms")
 
     def _release(self, role: str, version: str) -> None:
         """Set the alias, watch, and note how it ended."""
-        from mlflow import MlflowClient
-
         from tasks.bench import Bench
 
-        bench = Bench.open(ENDPOINT, self.stand.settings)
+        bench = Bench.open(self.stand.endpoint, self.stand.settings)
         cursor = bench.endpoint.observations(None).cursor if self._traffic() else None
         self.tell.begin(version, role)
         try:
-            self.tell.say(f"alias `candidate` set on v{version} in MLflow; nothing else is done by hand")
             asked = time.time()
-            MlflowClient(self.stand.settings.mlflow_url).set_registered_model_alias(
-                MODEL, "candidate", version
-            )
+            self.point(version)
             summary = self._follow(version, asked)
             last = self._last_given(bench, cursor, version) if cursor else None
         finally:
             self.tell.end()
             bench.journal.close()
-        one = Followed(role, version, summary, last)
+        one = Followed(role, version, summary, last, self.expected[role])
         self.followed.append(one)
         accounts, _ = settle([one], ())
         self.tell.say(outcome_line(accounts[0]))
+
+    def point(self, version: str) -> None:
+        """Say in MLflow which version is the candidate."""
+        from mlflow import MlflowClient
+
+        self.tell.say(f"alias `candidate` set on v{version} in MLflow; nothing else is done by hand")
+        MlflowClient(self.stand.settings.mlflow_url).set_registered_model_alias(MODEL, "candidate", version)
 
     def _follow(self, version: str, asked: float) -> Mapping[str, Any]:
         """Until the release has ended. Raises `DemoFailed` when that takes too long."""
@@ -199,7 +208,9 @@ class Demo:
         while True:
             passed = time.time() - asked
             found = [
-                one for one in release_history(self.stand.settings, ENDPOINT) if one["version"] == version
+                one
+                for one in release_history(self.stand.settings, self.stand.endpoint)
+                if one["version"] == version
             ]
             newest = found[0] if found else {}
             if newest.get("state") in _ENDED and newest.get("ended_at"):
@@ -209,7 +220,7 @@ class Demo:
                     f"Wanted a release of v{version}, found none after {passed:.0f} s. "
                     f"Next: look into {self.stand.log('hook')} and {self.stand.log('worker')}"
                 )
-            if passed > RELEASE_WAIT_S:
+            if passed > self.release_wait_s:
                 place = f"{newest.get('state')} in {newest.get('stage')} after {passed:.0f} s"
                 why = newest.get("reason") or newest.get("progress")
                 raise DemoFailed(
@@ -288,7 +299,7 @@ def _finish(stand: Stand, teller: Teller, *, keep: bool) -> None:
         f"  Prefect   {stand.settings.prefect_url.removesuffix('/api')}\n"
         f"  MLflow    {stand.settings.mlflow_url}\n"
         f"  terminal  . {shell}\n"
-        f"            interlock status {ENDPOINT}; interlock history {ENDPOINT}\n"
+        f"            interlock status {stand.endpoint}; interlock history {stand.endpoint}\n"
         f"Stop it with\n            . {shell} && interlock down",
         soft_wrap=True,
         markup=False,
@@ -297,24 +308,33 @@ def _finish(stand: Stand, teller: Teller, *, keep: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; returns its exit status."""
-    parser = argparse.ArgumentParser(description="Five releases on real flights, end to end")
+    given = options("Five releases on real flights, end to end", Path(".interlock-demo"), arguments)
+    return run(lambda: Demo(Stand(given.state_dir), Teller()), keep=given.keep)
+
+
+def options(description: str, state_dir: Path, arguments: list[str] | None) -> argparse.Namespace:
+    """What a demo may be told: `keep` and `state_dir`."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--keep", action="store_true", help="leave the stack running for a look around")
-    parser.add_argument(
-        "--state-dir", type=Path, default=Path(".interlock-demo"), help="where everything is written"
-    )
-    given = parser.parse_args(arguments)
+    parser.add_argument("--state-dir", type=Path, default=state_dir, help="where everything is written")
+    return parser.parse_args(arguments)
+
+
+def run(make: Callable[[], Demo], *, keep: bool) -> int:
+    """Play a demo and leave nothing behind; returns its exit status."""
     # The stack's own numeric work shares two cores with this process.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    teller, stand, keep, status = Teller(), Stand(given.state_dir), False, 2
+    demo, wants_keep, keep, status = make(), keep, False, 2
+    teller, stand = demo.tell, demo.stand
     stand.log("demo").parent.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=stand.log("demo"), level=logging.INFO)
     logging.captureWarnings(True)
     with _signals():
         try:
-            result = Demo(stand, teller).play()
-            keep, status = given.keep, 0 if result["as_expected"] else 1
+            result = demo.play()
+            keep, status = wants_keep, 0 if result["as_expected"] else 1
             target = stand.state / "demo.json"
             target.write_text(json.dumps(result, indent=2, default=str) + "\n")
             total = result["seconds"]["total"]

@@ -38,8 +38,10 @@ class DemoFailed(RuntimeError):
 class Stand:
     """The stack of one state folder. Making it changes nothing yet, except free ports being chosen."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, *, endpoint: str = ENDPOINT, policy: Path = POLICY) -> None:
         self.state = state_dir.expanduser().resolve()
+        self.endpoint = endpoint
+        self._policy = policy
         for name in [*os.environ]:
             if name in _FOREIGN or (name.startswith("INTERLOCK_") and name != _KEPT):
                 del os.environ[name]
@@ -61,15 +63,15 @@ class Stand:
     @property
     def url(self) -> str:
         """Where the travellers ask."""
-        return f"{self.settings.gateway_url}/{ENDPOINT}/invocations"
+        return f"{self.settings.gateway_url}/{self.endpoint}/invocations"
 
     def write_policy(self, held_out: Path) -> Path:
         """Put the demo's policy where this stack looks for policies, with this stack's data."""
         import yaml
 
-        text = POLICY.read_text()
+        text = self._policy.read_text()
         named = yaml.safe_load(text)["evaluation"]["data"]
-        target = self.settings.policy_path(ENDPOINT)
+        target = self.settings.policy_path(self.endpoint)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text.replace(f"data: {named}", f"data: {held_out}"))
         return target
@@ -124,11 +126,14 @@ class Stand:
 
     def start_traffic(self, rows: Path, key_file: Path, *, rate: float) -> subprocess.Popen[Any]:
         """The load generator, in its own process; it ends with this one at the latest."""
-        command = [sys.executable, "-m", "examples.flights.traffic", "--url", self.url, "--rows", str(rows)]
-        command += ["--out", str(self.traffic_dir), "--key-file", str(key_file), "--rate", str(rate)]
-        log = (self.settings.logs_dir / "traffic.log").open("ab")
+        told = ["--url", self.url, "--rows", str(rows), "--key-file", str(key_file), "--rate", str(rate)]
+        return self.start_child("traffic", "examples.flights.traffic", *told, "--out", str(self.traffic_dir))
+
+    def start_child(self, name: str, module: str, *arguments: str) -> subprocess.Popen[Any]:
+        """A module of ours in its own process, logged under a name; it ends with this one at the latest."""
+        log = self.log(name).open("ab")
         process = subprocess.Popen(
-            [*command, "--with-parent"],
+            [sys.executable, "-m", module, *arguments, "--with-parent"],
             cwd=_project_dir(),
             env=self.environment,
             stdin=subprocess.DEVNULL,

@@ -31,7 +31,8 @@ STORY = {
 class Teller:
     """Prints what happens. `begin` a release, `show` its status again and again, `end` it."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, story: Mapping[str, str] = STORY) -> None:
+        self._story = story
         # Bound to the real standard output, so that what libraries print can be led elsewhere.
         self.console = console or Console(file=sys.stdout, highlight=False)
         self._begun = time.monotonic()
@@ -52,7 +53,7 @@ class Teller:
     def begin(self, version: str, role: str) -> None:
         """A release begins."""
         self._title, self._said, self._said_at = f"v{version} {role}", "", 0.0
-        self.chapter(f"v{version} ({role}): {STORY[role]}")
+        self.chapter(f"v{version} ({role}): {self._story[role]}")
         if self.console.is_terminal:
             self._live = Live(console=self.console, refresh_per_second=4, transient=True)
             self._live.start()

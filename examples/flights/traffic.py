@@ -189,15 +189,19 @@ class Traffic:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=20),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
         ) as session:
-            writer = asyncio.create_task(self._write_now_and_then())
-            try:
-                await self._arrivals(session)
-                if self._tasks:
-                    await asyncio.wait(self._tasks, timeout=_DRAIN_S)
-            finally:
-                writer.cancel()
-                self._write(stopped=True)
+            await self.send(session)
         return self.counters
+
+    async def send(self, session: Any) -> None:
+        """All arrivals through a client's session, and the record of them."""
+        writer = asyncio.create_task(self._write_now_and_then())
+        try:
+            await self._arrivals(session)
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=_DRAIN_S)
+        finally:
+            writer.cancel()
+            self._write(stopped=True)
 
     async def _arrivals(self, session: Any) -> None:
         visitors, requests = Visitors(self._plan), bodies(self._plan.rows, self._plan.start_row)

@@ -29,6 +29,29 @@ def make_weights(folder: Path, seed: int, *, layers: int = 2, python: Path = VLL
     return folder
 
 
+def train(
+    folder: Path, steps: tuple[int, ...], *, extra_layers: int, python: Path = VLLM_PYTHON, threads: int = 2
+) -> None:
+    """Train the desk's models into `folder`, unless they are there. Raises RuntimeError with the reason."""
+    if not python.exists():
+        raise RuntimeError(f"{python} does not exist. Next: make vllm-env")
+    if all((folder / name / "config.json").exists() for name in (*map(str, steps), "deep")):
+        return
+    done = subprocess.run(
+        [
+            *(str(python), "-m", "examples.support_bot.training", str(folder), *map(str, steps)),
+            *("--deep", str(extra_layers), "--threads", str(threads)),
+        ],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"training ended with status {done.returncode}: {done.stderr[-2000:]}")
+
+
 def register_weights(tracking_uri: str, name: str, weights: Path) -> str:
     """Log a folder of weights as an artifact of a new registered version; returns its number."""
     return _register(tracking_uri, name, artifacts={"weights": str(weights)})
