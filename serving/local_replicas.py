@@ -17,7 +17,7 @@ from serving.errors import NotHealthy, Refused
 from serving.gateway.limits import drain_s
 from serving.llm.layers import needs_front
 from serving.llm.prompt_text import fetch_prompt
-from serving.llm.spec import LlmSpec, PromptSpec
+from serving.llm.spec import LlmSpec, PromptSpec, ready_file
 from serving.programs import Program
 from serving.replica.spec import CaptureSpec, ReplicaSpec, SpoolSpec
 from serving.secret_files import Secret, read_or_create, secret_path
@@ -107,7 +107,7 @@ class ReplicaProcesses:
 
     def _await(self, replica: SlotReplica, record: SlotRecord, deadline: float) -> None:
         crashes, was_down = 0, False
-        while self._direct.get(replica.port, "/health", timeout_s=2).status != 200:
+        while not self._answers(replica):
             state = self._supervisor.states().get(replica.name, "STOPPED")
             is_down = state in {"BACKOFF", "EXITED", "FATAL"}
             crashes += is_down and not was_down
@@ -118,6 +118,12 @@ class ReplicaProcesses:
                 waited_s = self._policy.replicas.start_timeout_s
                 raise self._not_healthy(replica, record, f"was not healthy after {waited_s:.0f} s ({state})")
             time.sleep(_POLL_S)
+
+    def _answers(self, replica: SlotReplica) -> bool:
+        """Whether it is healthy; for an engine also whether it is the one: its port may be another's."""
+        if replica.name.startswith("engine-") and not ready_file(self._settings.state, replica.name).exists():
+            return False
+        return self._direct.get(replica.port, "/health", timeout_s=2).status == 200
 
     def _not_healthy(self, replica: SlotReplica, record: SlotRecord, what: str) -> NotHealthy:
         path = self._log_path(replica)

@@ -38,7 +38,9 @@ class DemoFailed(RuntimeError):
 class Stand:
     """The stack of one state folder. Making it changes nothing yet, except free ports being chosen."""
 
-    def __init__(self, state_dir: Path, *, endpoint: str = ENDPOINT, policy: Path = POLICY) -> None:
+    def __init__(
+        self, state_dir: Path, *, endpoint: str = ENDPOINT, policy: Path = POLICY, **more: Any
+    ) -> None:
         self.state = state_dir.expanduser().resolve()
         self.endpoint = endpoint
         self._policy = policy
@@ -46,7 +48,9 @@ class Stand:
             if name in _FOREIGN or (name.startswith("INTERLOCK_") and name != _KEPT):
                 del os.environ[name]
         self.state.mkdir(parents=True, exist_ok=True)
-        self.settings = Settings(state_dir=self.state, policy_dir=self.state / "policies", **self._ports())
+        self.settings = Settings(
+            state_dir=self.state, policy_dir=self.state / "policies", **self._ports(), **more
+        )
         self.environment = {**os.environ, **self.settings.as_environment()}
         self._children: list[subprocess.Popen[Any]] = []
 

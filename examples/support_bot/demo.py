@@ -35,6 +35,8 @@ MODEL, PROMPT, ENDPOINT = "support-desk", "support-prompt", "support"
 RATE = 8.0
 WARM_ANSWERS = 60
 QUESTIONS = 60
+REPLICA_PORTS = 24_000, 24_099
+"""Not the usual ones: an engine takes its port a minute after it was chosen; another stack may be quicker."""
 SHORT_STEPS, LONG_STEPS = 60, 300
 EXTRA_LAYERS = 40
 POLICY = Path(__file__).with_name("policies") / f"{ENDPOINT}.yaml"
@@ -174,7 +176,8 @@ class SupportDemo(Demo):
 
 def fresh_stand(state_dir: Path) -> Stand:
     """A stack without a past: versions are counted from 1. What was trained before is kept."""
-    stand = Stand(state_dir, endpoint=ENDPOINT, policy=POLICY)
+    low, high = REPLICA_PORTS
+    stand = Stand(state_dir, endpoint=ENDPOINT, policy=POLICY, replica_port_low=low, replica_port_high=high)
     if stack_processes(stand.settings.run_dir):
         stand.tear_down()
     for path in stand.state.iterdir():

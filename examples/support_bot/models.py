@@ -30,7 +30,7 @@ def make_weights(folder: Path, seed: int, *, layers: int = 2, python: Path = VLL
 
 
 def train(
-    folder: Path, steps: tuple[int, ...], *, extra_layers: int, python: Path = VLLM_PYTHON, threads: int = 2
+    folder: Path, steps: tuple[int, ...], *, extra_layers: int, python: Path = VLLM_PYTHON, threads: int = 1
 ) -> None:
     """Train the desk's models into `folder`, unless they are there. Raises RuntimeError with the reason."""
     if not python.exists():

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import uvicorn
 
+from serving.atomic import write_private
 from serving.capture.generation import GenerationCapture
 from serving.capture.middleware import ASGIApp, Receive, Scope, Send
 from serving.capture.recorder import CaptureConfig
@@ -55,9 +56,13 @@ def serve_app(spec: LlmSpec, app: DrainableApp, *, close: _Effect, beside: _Effe
             timeout_graceful_shutdown=max(1, int(spec.drain_s)),
         )
     )
-    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        runner.run(_run(spec, app, server, beside))
-        runner.run(close())
+    write_private(spec.ready_file, "")
+    try:
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+            runner.run(_run(spec, app, server, beside))
+            runner.run(close())
+    finally:
+        spec.ready_file.unlink(missing_ok=True)
     return 0
 
 

@@ -11,6 +11,11 @@ from configs.serving_runtime import Serving
 from serving.replica.spec import ReplicaSpec
 
 
+def ready_file(state_dir: Path, name: str) -> Path:
+    """There while the launcher of this name has an engine that answers."""
+    return state_dir / "llm" / f"{name}.ready"
+
+
 class PromptSpec(BaseModel):
     """The prompt of a version, and where its local copy is."""
 
@@ -41,7 +46,7 @@ class LlmSpec(ReplicaSpec):
     @property
     def ready_file(self) -> Path:
         """There while the replica wants requests."""
-        return self.state_dir / "llm" / f"{self.replica_name}.ready"
+        return ready_file(self.state_dir, self.replica_name)
 
     @property
     def capture_file(self) -> Path:

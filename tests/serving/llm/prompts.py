@@ -52,6 +52,28 @@ class RegistryOfPrompts:
         self._server.server_close()
 
 
+class Healthy:
+    """Somebody's server: says that it is healthy, whoever asks."""
+
+    def __enter__(self) -> int:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self._server.server_port
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
 def put_prompt(settings: Settings, name: str, version: str, template: str | list[Any]) -> PromptSpec:
     """A version in the local cache, as a registry that answers no more has left it."""
     with RegistryOfPrompts({(name, version): template}) as mlflow:

@@ -20,12 +20,12 @@ from serving.llm.__main__ import _run as run
 from serving.llm.errors import NotServable
 from serving.llm.prompt_text import PromptText, Unrenderable, fetch_prompt, parse_prompt, read_prompt
 from serving.llm.prompting import BadRequest, PromptLayer, with_prompt
-from serving.llm.spec import LlmSpec
+from serving.llm.spec import LlmSpec, ready_file
 from serving.local_replicas import ReplicaProcesses
 from serving.slots import SlotRecord, SlotReplica
 from serving.supervision import Supervisor
 from tests.configs.policies import valid_content
-from tests.serving.llm.prompts import RegistryOfPrompts, put_prompt
+from tests.serving.llm.prompts import Healthy, RegistryOfPrompts, put_prompt
 
 MANNER = parse_prompt("Be {{ manner }}.", is_chat=False)
 CHAT = parse_prompt(
@@ -207,6 +207,24 @@ def test_a_prompt_is_read_once_and_outlives_mlflow(tmp_path: Path) -> None:
         fetch_prompt(settings, "manner", "2")
 
 
+def processes_of(settings: Settings, content: dict[str, Any]) -> ReplicaProcesses:
+    policy, direct = Policy.model_validate(content), DirectClient("127.0.0.1")
+    return ReplicaProcesses("chat", policy, settings, Supervisor(settings), direct, ("unused",))
+
+
+def test_another_server_on_an_engines_port_is_not_taken_for_it(tmp_path: Path) -> None:
+    """An engine takes its port long after it was chosen, and other stacks choose from the same ones."""
+    settings = Settings(state_dir=tmp_path)
+    processes = processes_of(settings, valid_content())
+    with Healthy() as port:
+        engine = SlotReplica(f"engine-chat-1-{port}", port)
+        assert not processes._answers(engine)
+        ready = ready_file(settings.state, engine.name)
+        ready.parent.mkdir(parents=True)
+        ready.write_text("")
+        assert processes._answers(engine)
+
+
 def test_weights_without_an_engine_for_them_are_refused(tmp_path: Path) -> None:
     """`serving.runtime: api` starts no engine, and this version says nothing of a provider."""
     folder = tmp_path / "models" / "m-9" / "weights"
@@ -218,14 +236,7 @@ def test_weights_without_an_engine_for_them_are_refused(tmp_path: Path) -> None:
     settings = Settings(state_dir=tmp_path)
     with RegistryOfPrompts({("manner", "1"): "Be kind."}) as mlflow:
         prompt = fetch_prompt(settings.model_copy(update={"mlflow_tracking_uri": mlflow.url}), "manner", "1")
-    processes = ReplicaProcesses(
-        "chat",
-        Policy.model_validate(content),
-        settings,
-        Supervisor(settings),
-        DirectClient("127.0.0.1"),
-        ("unused",),
-    )
+    processes = processes_of(settings, content)
     record = SlotRecord("chat", Slot.BLUE, "9+p1", "models:/m-9", (), prompt_digest=prompt.digest)
     assert processes.engine_key("9+p1", "models:/m-9") == ""
     spec = processes._spec(record, SlotReplica("replica-chat-blue-1", 1), 0)
