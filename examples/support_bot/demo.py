@@ -38,7 +38,7 @@ QUESTIONS = 60
 REPLICA_PORTS = 24_000, 24_099
 """Not the usual ones: an engine takes its port a minute after it was chosen; another stack may be quicker."""
 SHORT_STEPS, LONG_STEPS = 60, 300
-EXTRA_LAYERS = 40
+EXTRA_LAYERS = 80
 POLICY = Path(__file__).with_name("policies") / f"{ENDPOINT}.yaml"
 
 _FEW = ("returns", "delivery", "warranty")
