@@ -1,8 +1,8 @@
 """Real vLLM on the CPU behind the real gateway: started, streamed, measured, split; parity with itself.
 
 float32: with bfloat16 vLLM's worker died of an illegal instruction on a virtual machine that reports AMX.
-Needs `make vllm-env` (a minute), without which it is skipped. Two engines: some two minutes on a
-quiet machine with two cores.
+Needs `.venv-vllm`, which `make test` makes where it can (`make vllm-env`, a minute or two); skipped
+without it. Two engines: some two minutes on a quiet machine with two cores.
 """
 
 from __future__ import annotations
