@@ -79,7 +79,7 @@ class SupportDemo(Demo):
     """The desk's six releases."""
 
     expected = EXPECTED
-    release_wait_s = 300.0
+    release_wait_s = 480.0
 
     def play(self) -> dict[str, Any]:
         """The whole story; returns what `demo.json` holds."""
