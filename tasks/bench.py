@@ -43,7 +43,7 @@ class Bench:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.policy = policy
+        self._policy = policy
         self.settings = settings
         self.clock = clock
         self.sleep = sleep
@@ -81,6 +81,16 @@ class Bench:
     def name(self) -> str:
         """The endpoint's name."""
         return self.policy.endpoint
+
+    @property
+    def policy(self) -> Policy:
+        """The endpoint's policy. With another one the platform's endpoint is opened anew."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self._policy = policy
+        self.__dict__.pop("endpoint", None)
 
     @cached_property
     def journal(self) -> Journal:

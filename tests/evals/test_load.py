@@ -33,6 +33,19 @@ def step(rate: float, **wanted: float | int) -> LoadStep:
     return measure(queue(rate, **wanted), rate=rate, policy=POLICY, budget=BUDGET)  # pyright: ignore
 
 
+def test_what_fails_without_its_late_requests_too_is_a_fail() -> None:
+    slow = queue(50, servers=8, service_s=0.12)
+    sent = slow.sent.copy()
+    sent[::20] += 0.03  # one in twenty late, all over budget
+    verdict = judge_step(
+        measure(Arrivals(slow.due, sent, slow.done, slow.status), rate=50, policy=POLICY, budget=BUDGET),
+        POLICY,
+        BUDGET,
+    )
+    assert verdict.outcome is Outcome.FAIL
+    assert "it fails without them too" in verdict.reason
+
+
 def test_latency_counts_from_the_moment_a_request_is_due() -> None:
     slow = step(100, servers=1, service_s=0.02)  # twice what it can do: the queue grows without end
     assert slow.p50 > 4_000

@@ -53,7 +53,7 @@ def test_a_prompts_candidate_is_a_release_that_keeps_the_model(bench: Bench) -> 
     body = json.dumps({"entity": "prompt_alias", "action": "created", "data": data}).encode()
     assert run(bench.post(body)).json()["status"] == "ignored", "no policy has this prompt"
     policy = bench.folder / "flights.yaml"
-    policy.write_text(policy.read_text() + "prompt: {name: answers}\n")
+    policy.write_text(policy.read_text() + "prompt: {name: answers}\nserving: {runtime: vllm}\n")
     assert run(bench.post(body)).json()["started"] == ["flights"]
     (event,) = bench.prefect.events.values()
     assert (event["payload"]["version"], event["payload"]["prompt"]) == (0, 2)
