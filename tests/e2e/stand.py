@@ -144,7 +144,7 @@ class Stand:
             env=self.environment() | {"LOGNAME": user},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
             check=False,
         )
         assert done.returncode != 0, done.stdout
