@@ -18,8 +18,9 @@ def needs_front(policy: Policy, version: str) -> bool:
     It has no place for layers, and no Presidio for what must be taken out of records.
     """
     serving = policy.serving
-    does_more = serving.guards.is_active or policy.capture.personal or Pair.of(version).prompt
-    return serving.runtime == "vllm" and bool(does_more)
+    return serving.runtime == "vllm" and bool(
+        serving.guards.is_active or policy.capture.personal or Pair.of(version).prompt
+    )
 
 
 def layered(app: ASGIApp, spec: LlmSpec) -> ASGIApp:
