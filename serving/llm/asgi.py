@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from serving.capture.middleware import Message, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    import httpx
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 _JSON = (b"content-type", b"application/json")
@@ -26,6 +29,24 @@ class Answer(Protocol):
     async def close(self) -> None:
         """Stop: the upstream then stops generating."""
         ...
+
+
+class HttpAnswer:
+    """An `Answer` that came over HTTP. An upstream that breaks off ends the connection, as vLLM would."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self.status = response.status_code
+        self.content_type = response.headers.get("content-type", "application/json")
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes."""
+        async for chunk in self._response.aiter_bytes():
+            yield chunk
+
+    async def close(self) -> None:
+        """Let the connection go; unfinished, the upstream sees that nobody listens."""
+        await self._response.aclose()
 
 
 async def read_body(receive: Receive) -> bytes | None:

@@ -7,12 +7,11 @@ besides is the work of the layers around this app.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
 
 import httpx
 
 from serving.capture.middleware import Receive, Scope, Send
-from serving.llm.asgi import PATHS, hand_on, lifespan, read_body, reply, unless_gone
+from serving.llm.asgi import PATHS, HttpAnswer, hand_on, lifespan, read_body, reply, unless_gone
 from serving.llm.provider_errors import ProviderTrouble, engine_lost, openai_error
 
 logger = logging.getLogger("interlock.llm")
@@ -21,24 +20,6 @@ _HEALTH_TIMEOUT_S = 2.0
 _READ_TIMEOUT_S = 10.0
 _KEPT_S = 2.0
 """Shorter than vLLM keeps an idle connection: one that it is about to close is never used."""
-
-
-class EngineAnswer:
-    """An engine's answer whose headers are there; see `serving.llm.asgi.Answer`."""
-
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
-        self.status = response.status_code
-        self.content_type = response.headers.get("content-type", "application/json")
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes."""
-        async for chunk in self._response.aiter_bytes():
-            yield chunk
-
-    async def close(self) -> None:
-        """Let the connection go; unfinished, the engine sees that nobody listens."""
-        await self._response.aclose()
 
 
 class EngineClient:
@@ -54,13 +35,13 @@ class EngineClient:
             trust_env=False,
         )
 
-    async def ask(self, path: str, body: bytes) -> EngineAnswer:
+    async def ask(self, path: str, body: bytes) -> HttpAnswer:
         """Send; returns once the answer has begun. Raises `ProviderTrouble` where none does."""
         request = self._client.build_request(
             "POST", path, content=body, headers={"content-type": "application/json"}
         )
         try:
-            return EngineAnswer(await self._client.send(request, stream=True))
+            return HttpAnswer(await self._client.send(request, stream=True))
         except httpx.HTTPError as error:
             raise engine_lost(type(error).__name__) from error
 

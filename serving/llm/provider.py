@@ -8,15 +8,13 @@ a translating library.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from configs.serving_runtime import Api, Provider
+from serving.llm.asgi import HttpAnswer
 from serving.llm.errors import NotServable
 from serving.llm.provider_errors import ProviderTrouble, refused, too_late, unreachable
-
-if TYPE_CHECKING:
-    import httpx
 
 _BASE_URLS: dict[Provider, str] = {
     "openai": "https://api.openai.com/v1",
@@ -65,24 +63,6 @@ class RetryBudget:
         return True
 
 
-class ProviderAnswer:
-    """An answer whose headers are there; see `serving.llm.api_app.Answer`."""
-
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
-        self.status = response.status_code
-        self.content_type = response.headers.get("content-type", "application/json")
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes. A provider that breaks off ends the connection, as vLLM would."""
-        async for chunk in self._response.aiter_bytes():
-            yield chunk
-
-    async def close(self) -> None:
-        """Let the connection go; unfinished, the provider sees that nobody listens."""
-        await self._response.aclose()
-
-
 class ProviderClient:
     """One provider, asked by all requests of a replica."""
 
@@ -98,7 +78,7 @@ class ProviderClient:
             max_retries=0,  # ours, in a budget
         )
 
-    async def ask(self, path: str, body: Mapping[str, Any]) -> ProviderAnswer:
+    async def ask(self, path: str, body: Mapping[str, Any]) -> HttpAnswer:
         """Send; returns once the answer has begun. Raises `ProviderTrouble`."""
         self._budget.earn()
         tries_left = self._retries
@@ -111,7 +91,7 @@ class ProviderClient:
                 tries_left -= 1
                 await _pause(again.trouble)
 
-    async def _once(self, path: str, body: Mapping[str, Any]) -> ProviderAnswer:
+    async def _once(self, path: str, body: Mapping[str, Any]) -> HttpAnswer:
         import openai
 
         try:
@@ -122,7 +102,7 @@ class ProviderClient:
                 options={"headers": {"X-Stainless-Raw-Response": "stream"}},
             )
             raw: Any = await sent
-            return ProviderAnswer(raw.http_response)
+            return HttpAnswer(raw.http_response)
         except openai.APITimeoutError as error:
             raise too_late() from error
         except openai.APIConnectionError as error:
