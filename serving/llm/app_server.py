@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from typing import Protocol
 
 import uvicorn
@@ -18,6 +17,7 @@ from serving.capture.recorder import CaptureConfig
 from serving.llm.layers import layered
 from serving.llm.process import capture_document
 from serving.llm.spec import LlmSpec
+from serving.quiet_server import QuietServer
 
 logger = logging.getLogger("interlock.llm")
 
@@ -42,7 +42,7 @@ def serve_app(spec: LlmSpec, app: DrainableApp, *, close: _Effect, beside: _Effe
     recorded: ASGIApp = GenerationCapture(
         layered(app, spec), CaptureConfig.from_mapping(capture_document(spec) | {"ready_file": None})
     )
-    server = _Server(
+    server = QuietServer(
         uvicorn.Config(
             recorded,
             host=spec.host,
@@ -64,15 +64,6 @@ def serve_app(spec: LlmSpec, app: DrainableApp, *, close: _Effect, beside: _Effe
     finally:
         spec.ready_file.unlink(missing_ok=True)
     return 0
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, without its own signal handlers: they would close the door before we are seen to leave."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        """Leave signals to `_run`."""
-        yield
 
 
 async def _run(spec: LlmSpec, app: DrainableApp, server: uvicorn.Server, beside: _Effect | None) -> None:

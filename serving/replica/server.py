@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -18,6 +16,7 @@ import uvicorn
 from serving.capture.middleware import CaptureMiddleware
 from serving.capture.recorder import CaptureConfig, Recorder, redaction_key, spool_seal
 from serving.capture.redact import Redaction
+from serving.quiet_server import QuietServer
 from serving.replica.app import ReplicaApp
 from serving.replica.errors import LoadFailed, RegistryUnreachable
 
@@ -75,7 +74,7 @@ def serve(spec: ReplicaSpec) -> int:
         recorder = Recorder(config)
         app.metrics.watch_capture(recorder.counts)
         asgi = CaptureMiddleware(app, recorder=recorder)
-    server = _Server(
+    server = QuietServer(
         uvicorn.Config(
             asgi,
             host=spec.host,
@@ -95,15 +94,6 @@ def serve(spec: ReplicaSpec) -> int:
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(process.run())
     return process.status
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, without its own signal handlers: they would close the door before we are seen to leave."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        """Leave signals to `_Process`."""
-        yield
 
 
 class _Process:
