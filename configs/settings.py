@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address that every local server binds.")
     gateway_port: int = Field(default=8700, description="Where clients call.")
     gateway_tls_port: int | None = Field(default=None, description="TLS port; needs secrets/gateway.pem.")
+    gateway_threads: int | None = Field(
+        default=None, ge=1, le=8, description="Threads of the gateway; null: one for each core, 8 at most."
+    )
     gateway_jwt_issuer: str | None = Field(
         default=None, description="`iss` that a JWT must carry; null: any whose signature fits."
     )

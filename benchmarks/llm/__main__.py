@@ -1,7 +1,9 @@
 """`make bench-llm`: what gateway and capture cost a stream, beside vLLM itself.
 
-The two are measured in turn, round by round, so that a busy machine slows both alike; differences are
-medians over the rounds of the difference within a round. Streams are read as raw bytes: a client's
+They are measured in turn, round by round, so that a busy machine slows all alike; differences are
+medians over the rounds of the difference within a round. The model's layers make a token as slow as a real
+model's on a GPU (some 10 ms): beside a token of one millisecond the gateway weighs ten times as much, and
+client, gateway and vLLM's two processes share two cores here. Streams are read as raw bytes: a client's
 parsing would weigh more than what is measured.
 """
 
@@ -21,7 +23,7 @@ import aiohttp
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.llm.stand import NAME, Subject, both
+from benchmarks.llm.stand import NAME, Subject, lineup
 
 _TOKENS = 64
 _PROMPT = "Where is my parcel? It should have arrived two days ago. " * 4
@@ -49,16 +51,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--streams", type=int, default=24, help="streams of one subject in a round")
     parser.add_argument("--concurrency", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=64, help="of the model: what a token costs")
     told = parser.parse_args(arguments)
     console = Console()
-    with tempfile.TemporaryDirectory(prefix="bench-llm-") as folder, both(Path(folder)) as subjects:
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-llm-") as folder,
+        lineup(Path(folder), told.layers) as subjects,
+    ):
         rounds = asyncio.run(_measure(subjects, told.rounds, told.streams, told.concurrency))
     console.print(_table(rounds))
+    console.print("Wanted of capture and gateway together: TTFT p50 under +1 ms, throughput not under -2%.")
     console.print(
         f"{told.rounds} rounds of {told.streams} streams, {told.concurrency} at a time, {_TOKENS} tokens each"
     )
-    for words in _differences(*rounds.values()):
-        console.print(words)
+    direct, *ours = rounds
+    for name in ours:
+        console.print(f"{name}: {_difference(rounds[direct], rounds[name])}", markup=False, soft_wrap=True)
     return 1 if any(one.failed for found in rounds.values() for one in found) else 0
 
 
@@ -128,16 +136,12 @@ def _table(rounds: dict[str, list[Round]]) -> Table:
     return table
 
 
-def _differences(direct: list[Round], ours: list[Round]) -> list[str]:
+def _difference(direct: list[Round], ours: list[Round]) -> str:
     pairs = list(zip(direct, ours, strict=True))
     ttft = statistics.median(_quantile(b.ttft, 0.5) - _quantile(a.ttft, 0.5) for a, b in pairs)
     itl = statistics.median(_quantile(b.itl, 0.5) - _quantile(a.itl, 0.5) for a, b in pairs)
-    rate = statistics.median(1 - b.tokens_per_s / a.tokens_per_s for a, b in pairs)
-    return [
-        f"TTFT p50 {ttft:+.2f} ms (wanted: under +1 ms)",
-        f"between tokens p50 {itl:+.3f} ms",
-        f"throughput {-rate:+.1%} (wanted: not under -2%)",
-    ]
+    rate = statistics.median(b.tokens_per_s / a.tokens_per_s - 1 for a, b in pairs)
+    return f"TTFT p50 {ttft:+.2f} ms, between tokens p50 {itl:+.3f} ms, throughput {rate:+.1%}"
 
 
 def _quantile(values: list[float], q: float) -> float:

@@ -1,4 +1,4 @@
-"""One set of weights, served twice: by vLLM alone, and by vLLM with capture behind the gateway."""
+"""One set of weights, served twice: by vLLM alone, and by vLLM with capture, without and with the gateway."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from serving.gateway.places import gateway_runtime
 from serving.gateway.process import gateway_program
 from serving.gateway.render import refresh_gateway
 from serving.local import LocalEndpoint
+from serving.slots import SlotFiles
 from serving.supervision import Supervisor
 
 NAME = "chat"
@@ -50,7 +51,7 @@ _POLICY = {
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Where a client of the OpenAI API finds one of the two."""
+    """Where a client of the OpenAI API finds one of them."""
 
     name: str
     base_url: str
@@ -58,13 +59,13 @@ class Subject:
 
 
 @contextmanager
-def both(folder: Path) -> Iterator[tuple[Subject, Subject]]:
-    """vLLM itself, then the same behind everything; both end with the context."""
+def lineup(folder: Path, layers: int) -> Iterator[tuple[Subject, ...]]:
+    """vLLM itself, then the same with capture, then that behind the gateway; all end with the context."""
     settings = Settings(
         state_dir=folder / "state", gateway_port=free_port(), gateway_metrics_port=free_port()
     )
     model = settings.state / "models" / "m-1"
-    weights = make_weights(model / "artifacts" / "weights", 1)
+    weights = make_weights(model / "artifacts" / "weights", 1, layers=layers)
     (model / "MLmodel").write_text("metadata: {}\n")
     supervisor = Supervisor(settings)
     alone, process = _vllm_alone(weights, folder / "vllm.log")
@@ -80,7 +81,12 @@ def both(folder: Path) -> Iterator[tuple[Subject, Subject]]:
         endpoint.deploy(Slot.BLUE, "1", uri="models:/m-1")
         endpoint.apply(Route(NAME, 1, Slot.BLUE, "1"))
         _await(f"{alone.base_url}/models")
-        yield alone, Subject("gateway + capture", f"{settings.gateway_url}/{NAME}/v1", key)
+        port = next(one.replicas[0].port for one in SlotFiles(settings).every() if one.slot is Slot.BLUE)
+        yield (
+            alone,
+            Subject("with capture", f"http://127.0.0.1:{port}/v1", "none"),
+            Subject("with capture and gateway", f"{settings.gateway_url}/{NAME}/v1", key),
+        )
     finally:
         process.terminate()
         supervisor.shutdown()

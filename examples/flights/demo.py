@@ -326,6 +326,8 @@ def run(make: Callable[[], Demo], *, keep: bool) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     demo, wants_keep, keep, status = make(), keep, False, 2
     teller, stand = demo.tell, demo.stand
     stand.log("demo").parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,11 @@ class SupportDemo(Demo):
 
         url = self.stand.settings.mlflow_url
         client = MlflowClient(url)
-        versions = [register_weights(url, MODEL, folder) for folder in models]
+        with self.stand.log("demo").open("a") as log, redirect_stderr(log):  # MLflow tells of each step
+            versions = [register_weights(url, MODEL, folder) for folder in models]
+            for text in PROMPTS.values():
+                client.register_prompt(PROMPT, text)
         assert versions == ["1", "2", "3"], "the registry is new"
-        for text in PROMPTS.values():
-            client.register_prompt(PROMPT, text)
         client.set_prompt_alias(PROMPT, "champion", 1)  # what the first model is released with
         self.tell.say("registered v1 trained briefly, v2 trained longer, v3 deep; prompts p1 to p4")
         return {}

@@ -7,6 +7,9 @@ from pathlib import Path
 from configs.settings import Settings
 from serving.gateway.runtime import Runtime
 
+LOG_DESCRIPTORS = (1, *range(3, 10))
+"""What HAProxy's threads write the access log to, one each: standard output and copies of it."""
+
 
 def master_socket(settings: Settings) -> Path:
     """Where HAProxy's master takes commands."""

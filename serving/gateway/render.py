@@ -30,12 +30,14 @@ from serving.gateway.limits import EndpointLimits, known_limits, limits_of, save
 from serving.gateway.log_format import log_format
 from serving.gateway.maps import GRANT_MAP, KEYS_MAP, PATHS_MAP, ROUTE_MAP, TARGETS_MAP, read_map, write_map
 from serving.gateway.places import (
+    LOG_DESCRIPTORS,
     admin_socket,
     config_path,
     gateway_runtime,
     jwt_public_key_path,
     tls_certificate_path,
 )
+from serving.gateway.process import with_log_descriptors
 from serving.slots import SlotFiles
 
 if TYPE_CHECKING:
@@ -145,7 +147,7 @@ def _write_config(settings: Settings) -> str:
 def _prove(settings: Settings, proposed: Path) -> None:
     """Let HAProxy check a configuration. Raises SetupError with its words when it objects."""
     binary = str(haproxy_binary(settings))
-    command = [binary, "-c", "-q", "-C", str(settings.gateway_dir), "-f", str(proposed)]
+    command = with_log_descriptors([binary, "-c", "-C", str(settings.gateway_dir), "-f", str(proposed)])
     try:
         checked = subprocess.run(
             command, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL
@@ -153,8 +155,9 @@ def _prove(settings: Settings, proposed: Path) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SetupError(f"{binary} could not check the gateway's configuration: {error}") from error
     if checked.returncode != 0:
+        told = [line for line in checked.stderr.splitlines() if not line.startswith("[NOTICE]")]
         raise SetupError(
-            f"haproxy refuses the configuration, so the old one stays: {checked.stderr.strip()}. "
+            f"haproxy refuses the configuration, so the old one stays: {' '.join(told)}. "
             f"Next: look at {proposed}"
         )
 
@@ -170,6 +173,7 @@ def _render(settings: Settings, endpoints: list[EndpointLimits]) -> str:
     answer_ms_max = max((max(one.timeout_ms, one.stream_ms) for one in endpoints), default=0)
     return _template().render(
         admin_socket=str(admin_socket(settings)),
+        log_descriptors=LOG_DESCRIPTORS[: _threads(settings)],
         host=settings.host,
         port=settings.gateway_port,
         metrics_port=settings.gateway_metrics_port,
@@ -196,6 +200,11 @@ def _render(settings: Settings, endpoints: list[EndpointLimits]) -> str:
         by_rate=_grouped(endpoints, lambda one: one.rate_per_s),
         endpoints=_with_servers(settings, endpoints),
     )
+
+
+def _threads(settings: Settings) -> int:
+    """As many as there are cores, unless the settings say how many."""
+    return settings.gateway_threads or min(len(os.sched_getaffinity(0)), len(LOG_DESCRIPTORS))
 
 
 def _wanted_claims(settings: Settings) -> dict[str, str]:
