@@ -1,4 +1,7 @@
-"""One stack for all tests of what comes after a promotion: starting it takes a minute."""
+"""One stack for all tests of a file about what comes after a promotion: starting it takes a minute.
+
+It ends with the file, so that its traffic takes nothing from the stacks of later files.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ WATCHED = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stand]:
     """A stack whose endpoint is watched every minute, for 40 s."""
     made = Stand(own_settings(tmp_path_factory.mktemp("watched")), WATCHED)
@@ -27,13 +30,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stand]:
         made.interlock("down", check=False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As soon as it exists, what versions registered with it depend on is broken."""
     return tmp_path_factory.mktemp("faults") / "upstream"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def steady(watched: Stand, upstream: Path) -> Generator[Traffic]:
     """100 requests a second from the first champion on."""
     promote(watched, watched.register(breaks_on=upstream))

@@ -29,7 +29,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.xdist_group
 SCENARIOS = (
     POLICY.replace("bake_s: 12", "bake_s: 3")
     + """
-watch: {look_every_s: 2, run_s: 40, quality: 0.8, control: {every_s: 60}}
+# longer than a minute without a look: harm that lasts must still be known when a window is judged
+watch: {look_every_s: 2, run_s: 40, quality: 0.8, clear_s: 180, control: {every_s: 60}}
 labels: {metric: absolute, scale: 0.1}
 drift:
   window_s: 60
@@ -308,6 +309,10 @@ def test_drift_that_hurts_both_versions_alerts_and_rolls_nothing_back(
     assert "alert" in judged["actions"]
     assert stand.status()["champion"] == version
     assert {seen for _, seen in steady.since(began)} == {version}
+    # while the champion is taken for broken, no ramp goes on
+    eventually(
+        lambda: "no evidence of harm" in stand.interlock("watch", "sums", "--once", check=False), 300, 5
+    )
 
 
 def test_labels_that_come_late_take_a_wrong_version_back(
