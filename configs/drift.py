@@ -125,7 +125,7 @@ class Drift(Section):
     )
     features_tag: str = Field(
         default="features",
-        description="Tag of a registered version that names its feature code: only where the recent release "
+        description="Tag of a registered version that names its feature code: only where the last promotion "
         "changed it can rolling back mend broken inputs.",
     )
     actions: bool = Field(

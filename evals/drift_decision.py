@@ -55,9 +55,10 @@ class PastWindow:
 class Situation:
     """All that the table looks at.
 
-    `recent`: a release is recent, so that the other version is warm. `features_changed`: it changed the
-    feature code. `outputs_differ`: the two versions' answers to the same traffic differ by more
-    than the policy's output budget. `sustained`: inputs have drifted in all of the last m windows.
+    `recent`: a release is recent, so that the other version is warm. `features_changed`: it is over, and
+    the champion that it made has other feature code. `outputs_differ`: the two versions' answers to the
+    same traffic differ by more than the policy's output budget. `sustained`: inputs have drifted in all of
+    the last m windows.
     """
 
     inputs: bool = False

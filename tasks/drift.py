@@ -122,7 +122,7 @@ def look_at_window(bench: Bench, ends_at: float) -> DriftWindow:
         reference=reference.name,
         harm=known_harm(bench, row, since=since, until=ends_at),
         recent=_is_recent(bench, row),
-        features_changed=_features_changed(bench, policy, row, release),
+        features_changed=_features_changed(bench, policy, row),
     )
     page = report_page(policy, reference.frame, current) if len(current) else ""
     return DriftWindow(bench.name, row.champion, since, ends_at, requests, reference.name, verdict, page)
@@ -213,9 +213,13 @@ def _both_versions(
     return (old, new) if min(len(old), len(new)) >= policy.min_rows else None
 
 
-def _features_changed(bench: Bench, policy: Drift, row: EndpointRow, release: ReleaseRow | None) -> bool:
-    """Whether the recent release names other feature code than the version before it. Untagged: no."""
-    if release is None or not row.other_version:
+def _features_changed(bench: Bench, policy: Drift, row: EndpointRow) -> bool:
+    """Whether the champion names other feature code than the version before it. Untagged: no.
+
+    While a release is open the other version is its candidate, and the window holds what the champion
+    was asked: broken data is not the candidate's doing.
+    """
+    if not row.other_version or bench.journal.open_release(bench.name) is not None:
         return False
     new, old = (
         bench.registry.version(bench.policy.model, version).tags.get(policy.features_tag, "")

@@ -15,11 +15,11 @@ from configs.settings import Settings
 from evals.drift_decision import Harm
 from serving.endpoint import Slot
 from serving.errors import Refused
-from serving.records import Stage
+from serving.records import ReleaseRow, Stage
 from tasks import drift, drift_actions
 from tasks.bench import Bench
 from tasks.drift import due_window, look_at_window, newest_window, past_windows, policy_of
-from tasks.drift_actions import RETRAIN_EVENT, check_drift, table_rows
+from tasks.drift_actions import RETRAIN_EVENT, DriftReport, check_drift, table_rows
 from tests.serving.capture.exchanges import record, recorder
 from tests.tasks.doubles import HandClock, MemoryMessenger, MemoryRegistry
 
@@ -222,12 +222,18 @@ def test_answers_that_move_alone_alert_a_person(station: Station) -> None:
     assert told.next_step
 
 
-def test_a_running_ramp_is_held_and_stays_held(station: Station) -> None:
+def ramp(station: Station) -> ReleaseRow:
+    """Version 2 is in its canary."""
     journal = station.bench().journal
     release = journal.add_release("flights", "2", champion="1", policy={}, now=START)
     journal.claim(release.id, "me", lease_s=9e6, now=START, flow_run_id="f")
     journal.update_release(release.id, "me", now=START, stage=Stage.CANARY.value)
     journal.change("flights", generation=0, now=START, green_version="2", release_id=release.id)
+    return release
+
+
+def test_a_running_ramp_is_held_and_stays_held(station: Station) -> None:
+    journal, release = station.bench().journal, ramp(station)
     live(station, braver=0.2)
     report = live(station, braver=0.2)
     assert "holds at its present share" in report.done[0]
@@ -284,15 +290,37 @@ def test_actions_can_be_switched_off(tmp_path: Path, events: list[Any]) -> None:
 
 def test_a_broken_upstream_schema_alerts_at_once(station: Station) -> None:
     """Strict replicas refuse: nothing is left to compare, and that is what is said."""
+    report = broken(station)
+    assert report.window.verdict.decision.row == "broken"
+    (told,) = station.messenger.sent
+    assert told.severity == "critical"
+    assert told.numbers["refused/requests"] == pytest.approx(ROWS / (ROWS + 30))
+
+
+def broken(station: Station) -> DriftReport:
+    """An hour in which upstream left a column out of most requests, and its check."""
     station.hour(people(ROWS, 1)[["temp"]], status=400)
     station.hour(people(30, 2))
     station.pass_hour()
     report = check_drift(station.bench())
     assert report is not None
-    assert report.window.verdict.decision.row == "broken"
-    (told,) = station.messenger.sent
-    assert told.severity == "critical"
-    assert told.numbers["refused/requests"] == pytest.approx(ROWS / (ROWS + 30))
+    return report
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_broken_data_blames_the_feature_code_of_what_answered_it(station: Station, is_over: bool) -> None:
+    """Version 1 answered the window: it may be rolled back where a release made it, a candidate never."""
+    station.registry.tags = {"1": {"features": "abc"}, "2": {"features": "def"}}
+    if is_over:
+        station.bench().journal.change(
+            "flights", generation=0, now=START, green_version="2", keep_until=START + 9e6
+        )
+    else:
+        ramp(station)
+    decision = broken(station).window.verdict.decision
+    assert ("roll back" in decision.actions) == is_over
+    assert ("hold the ramp" in decision.actions) == (not is_over)
+    assert "alert" in decision.actions
 
 
 def test_too_little_traffic_is_inconclusive(station: Station) -> None:
