@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from configs.environments import OVERLAYS, policy_in
+from configs.environments import OVERLAYS, Overlay, policy_in
 from configs.errors import (
     PolicyError,
     PolicyInvalid,
@@ -68,14 +68,28 @@ def load_endpoint(settings: Settings, endpoint: str) -> Policy:
 
     Raises as `load_policy` does.
     """
-    path = settings.policy_path(endpoint)
-    for environment in () if path.exists() else OVERLAYS:
+    overlaid = _overlaid(settings, endpoint)
+    return policy_in(*overlaid) if overlaid else load_policy(settings.policy_path(endpoint))
+
+
+def production_of(settings: Settings, endpoint: str) -> str:
+    """The endpoint in whose policy file this one is an environment; without such a file, itself.
+
+    Raises as `load_policy` does.
+    """
+    overlaid = _overlaid(settings, endpoint)
+    return overlaid[0].endpoint if overlaid else endpoint
+
+
+def _overlaid(settings: Settings, endpoint: str) -> tuple[Policy, Overlay] | None:
+    """The policy and the environment that an endpoint's name means; None where it has a file of its own."""
+    for environment in () if settings.policy_path(endpoint).exists() else OVERLAYS:
         name = endpoint.removesuffix(f"-{environment}")
         if name != endpoint and settings.policy_path(name).exists():
             policy = load_policy(settings.policy_path(name))
             if environment in policy.environments:
-                return policy_in(policy, environment)
-    return load_policy(path)
+                return policy, environment
+    return None
 
 
 def load_policies(folder: Path) -> tuple[dict[str, Policy], list[PolicyError]]:

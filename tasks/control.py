@@ -11,6 +11,7 @@ from serving.errors import Refused
 from serving.versions import Pair
 from tasks import rolling_back, waiting
 from tasks.bench import Bench
+from tasks.environments import refuse_environment
 from tasks.rest import prefect_api
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ def start_release(
     """Create a flow run of the release deployment. Returns the flow run's page.
 
     A version is `3`, or with a prompt `3+p2` (both) or `p2` (the champion's model stays). Raises
-    `Refused` with the running release's link where one is already being run.
+    `Refused` with the running release's link where one is already being run, and for an environment.
     """
+    refuse_environment(settings, endpoint, str(version))
     bench = Bench.open(endpoint, settings)
     pair = _pair(version)
     running = bench.journal.open_release(endpoint)

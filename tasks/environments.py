@@ -1,4 +1,4 @@
-"""The environments of an endpoint's policy, compared."""
+"""The environments of an endpoint's policy: compared, and kept from being released to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 from typing import Any
 
 from configs.environments import ENVIRONMENTS, PRODUCTION, differences, policy_in
-from configs.loading import load_endpoint
+from configs.loading import load_endpoint, production_of
 from configs.policy import Policy
 from configs.settings import Settings
 from serving.errors import Refused
@@ -16,6 +16,20 @@ def compare(settings: Settings, endpoint: str, left: str, right: str) -> dict[st
     """Every key that differs, with its value in both. Raises `Refused` for an environment there is not."""
     policy = load_endpoint(settings, endpoint)
     return differences(_policy_in(policy, left), _policy_in(policy, right))
+
+
+def refuse_environment(settings: Settings, endpoint: str, version: str) -> None:
+    """Releases end in production. Raises `Refused` where an endpoint is an environment of another one.
+
+    The registry's aliases say what production serves, and nobody sweeps or watches an environment.
+    """
+    production = production_of(settings, endpoint)
+    if production != endpoint:
+        raise Refused(
+            f"{endpoint} is an environment of {production}, and nothing is released to it. Next: interlock "
+            f"release {production} {version}, which passes staging where the policy has it; or interlock "
+            f"evaluate {endpoint} {version}, which releases nothing"
+        )
 
 
 def _policy_in(policy: Policy, environment: str) -> Policy:

@@ -20,6 +20,7 @@ from serving.journal import Journal
 from serving.records import ReleaseRow, ReleaseState, Stage
 from tasks.bench import Bench
 from tasks.costing import Meter
+from tasks.environments import refuse_environment
 from tasks.fingerprint import engine
 from tasks.trail import Trail
 
@@ -166,8 +167,10 @@ def open_release(
     """Start a release of a version, or resume the one that was interrupted.
 
     Raises `Refused` with the next step where another release is open, where the version already
-    serves, and where it was rejected before (`again` with a `reason` overrides that).
+    serves, where it was rejected before (`again` with a `reason` overrides that), and for an
+    environment.
     """
+    refuse_environment(bench.settings, bench.name, version)
     row = bench.row()
     bench.registry.version(bench.policy.model, version)
     existing = bench.journal.open_release(bench.name)

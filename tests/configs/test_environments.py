@@ -8,7 +8,7 @@ import pytest
 
 from configs.environments import differences, policy_in
 from configs.errors import PolicyInvalid, PolicyNotFound
-from configs.loading import load_endpoint, load_policy
+from configs.loading import load_endpoint, load_policy, production_of
 from configs.policy import Policy
 from configs.settings import Settings
 from tests.configs.policies import VALID, valid_content
@@ -46,8 +46,20 @@ def test_an_environment_is_found_by_its_endpoints_name(tmp_path: Path) -> None:
     settings = Settings(policy_dir=tmp_path, state_dir=tmp_path / "state")
     assert load_endpoint(settings, "flights").endpoint == "flights"
     assert load_endpoint(settings, "flights-staging").replicas.concurrency == 8
+    assert production_of(settings, "flights-staging") == "flights"
+    assert production_of(settings, "flights") == "flights"
+    assert production_of(settings, "elsewhere-staging") == "elsewhere-staging"
     with pytest.raises(PolicyNotFound):
         load_endpoint(settings, "flights-development")
+
+
+def test_a_file_of_its_own_is_no_environment(tmp_path: Path) -> None:
+    write(tmp_path, STAGED)
+    (tmp_path / "flights-staging.yaml").write_text(
+        VALID.replace("endpoint: flights", "endpoint: flights-staging")
+    )
+    settings = Settings(policy_dir=tmp_path, state_dir=tmp_path / "state")
+    assert production_of(settings, "flights-staging") == "flights-staging"
 
 
 @pytest.mark.parametrize(
