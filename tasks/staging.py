@@ -8,9 +8,11 @@ that is resumed measures no rate twice.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from configs.environments import STAGING, policy_in
@@ -141,12 +143,23 @@ def rehearse(
 
 
 def clear(there: Bench) -> bool:
-    """Take down what a rehearsal that was killed left up. Returns whether there was something."""
+    """Take down what a rehearsal that was killed left behind. Returns whether there was something."""
     with _use(there) as is_mine:
-        if not is_mine or not any(there.endpoint.describe().versions.values()):
+        is_left = any(there.endpoint.describe().versions.values()) or _captures(there).exists()
+        if not is_mine or not is_left:
             return False
-        there.endpoint.dismantle()
+        _take_down(there)
         return True
+
+
+def _take_down(there: Bench) -> None:
+    """The endpoint goes, and what it captured: copies of rows, or of production's requests, for nobody."""
+    there.endpoint.dismantle()
+    shutil.rmtree(_captures(there), ignore_errors=True)
+
+
+def _captures(there: Bench) -> Path:
+    return there.settings.captures_dir / there.name
 
 
 def _use(there: Bench) -> AbstractContextManager[bool]:
@@ -167,7 +180,7 @@ def _rehearse(
         found = Verdict(verdict.outcome, verdict.reason, (*smoke.findings, *verdict.findings))
         return Rehearsal(found, tuple(steps))
     finally:
-        there.endpoint.dismantle()
+        _take_down(there)
 
 
 def with_measured_limit(policy: Policy, verdicts: Any) -> Policy:

@@ -86,7 +86,7 @@ def limits(stand: Stand) -> set[int]:
 
 
 def is_gone(stand: Stand) -> bool:
-    """Whether nothing of the staging endpoint is left: no backend, no replica, no key."""
+    """Whether nothing of the staging endpoint is left: no backend, no replica, no key, no captures."""
     programs = json.loads(stand.interlock("status", "--json"))["stack"]
     names = [str(one.get("name", one.get("program"))) for one in programs]
     keys = stand.interlock("keys", "list", "--json")
@@ -94,6 +94,7 @@ def is_gone(stand: Stand) -> bool:
         "backend sums-staging." not in config(stand)
         and not any(name.startswith("replica-sums-staging") for name in names)
         and "load-test-sums-staging" not in keys
+        and not (stand.settings.captures_dir / "sums-staging").exists()
     )
 
 

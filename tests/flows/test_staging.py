@@ -55,7 +55,12 @@ class Theatre:
             self.endpoint.behave(number, lambda body, it=version: it.answer(body, np.random.default_rng(1)))
         return made
 
+    @property
+    def captures(self) -> Path:
+        return self._world.settings.captures_dir / "flights-staging"
+
     def _send(self, rate: float) -> Arrivals:
+        (self.captures / "live").mkdir(parents=True, exist_ok=True)
         assert self.endpoint.describe().route is not None
         self.rates.append(rate)
         return queue(rate, service_s=self.service_s)
@@ -112,6 +117,7 @@ def test_what_staging_bears_is_promoted_and_its_limit_reaches_production(
     assert 160 < found["highest_rate_per_s"] <= 202
     assert limits == [int(found["concurrency_per_replica"])]
     assert theatre.endpoint.describe().versions == {"blue": "", "green": ""}
+    assert not theatre.captures.exists(), "what was sent may be what production's users had sent"
     assert any(name == "load/p95_ms" for name, *_ in world.runs.points)
     assert "What staging bore" in world.runs.documents["report.html"]
     line = next(line for line in world.journal.audit("flights-staging") if line.what == "staging PASS")
@@ -171,6 +177,10 @@ def test_killed_between_two_rates_it_measures_none_of_them_twice(
     monkeypatch.setattr(theatre.endpoint, "dismantle", dismantle)
     assert "flights-staging: taken down, nothing uses it" in sweeping.sweep_endpoint.fn("flights")
     assert theatre.endpoint.describe().versions == {"blue": "", "green": ""}
+    assert not theatre.captures.exists()
+    (theatre.captures / "live").mkdir(parents=True)  # killed after the endpoint had gone
+    assert "flights-staging: taken down, nothing uses it" in sweeping.sweep_endpoint.fn("flights")
+    assert sweeping.sweep_endpoint.fn("flights") == []
     world.clock.now += 60
     assert run(2).name == "Promoted"
     assert len(theatre.rates) == len(set(theatre.rates)) >= 4
