@@ -264,9 +264,13 @@ class Policy(Section):
     approval: Approval = Field(default_factory=Approval, description="The human gate.")
     canary: Canary = Field(default_factory=Canary, description="The ramp.")
     notify: Notify = Field(default_factory=Notify, description="Whom alerts reach, and how often.")
-    drift: Drift | None = Field(default=None, description="Drift checks after the release; none without it.")
+    drift: Drift | None = Field(
+        default=None, description="Drift checks after the release, on platform local; none without it."
+    )
     drill: Drill | None = Field(default=None, description="Makes this a drill endpoint; none without it.")
-    labels: Labels | None = Field(default=None, description="The truth that arrives later; none without it.")
+    labels: Labels | None = Field(
+        default=None, description="The truth that arrives later, on platform local; none without it."
+    )
     load_test: LoadTest | None = Field(
         default=None, description="What a version must bear in staging; none without it."
     )
@@ -344,4 +348,11 @@ def _lacking(policy: Policy) -> list[str]:
         found.append("canary.quality needs a section `labels:`, which says where the truth comes from")
     if policy.canary.quality is not None and policy.platform != "local":
         found.append("canary.quality needs platform: local: elsewhere requests are only counted")
+    if policy.platform != "local":
+        captured = {"drift": policy.drift, "labels": policy.labels, "watch.quality": policy.watch.quality}
+        found += [
+            f"{key} needs platform: local: it goes by what replicas of ours captured, {policy.platform} has none"
+            for key, wanted in captured.items()
+            if wanted is not None
+        ]
     return found

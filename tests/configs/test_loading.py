@@ -171,6 +171,11 @@ def on_a_counting_platform(content: dict[str, Any]) -> None:
     content["canary"] = {"quality": {}}
 
 
+def without_captures(content: dict[str, Any]) -> None:
+    content |= {"drift": {}, "labels": {}, "watch": {"quality": 0.9}}
+    content |= {"platform": "sagemaker", "sagemaker": whole_sagemaker(), "assign_by": "request"}
+
+
 def with_a_cost(content: dict[str, Any]) -> None:
     content["evaluation"] = generation_content() | {"scorers": [{"kind": "cost", "max": 1}], "slices": []}
 
@@ -180,6 +185,12 @@ def with_a_cost(content: dict[str, Any]) -> None:
     [
         (with_labels, "canary.quality needs a section `labels:`"),
         (on_a_counting_platform, "canary.quality needs platform: local"),
+        (
+            without_captures,
+            "drift needs platform: local: it goes by what replicas of ours captured",
+        ),
+        (without_captures, "labels needs platform: local"),
+        (without_captures, "watch.quality needs platform: local"),
         (with_a_cost, "the scorer `cost` needs serving.price"),
     ],
 )
