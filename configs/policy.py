@@ -351,7 +351,7 @@ def _lacking(policy: Policy) -> list[str]:
     if policy.platform != "local":
         captured = {"drift": policy.drift, "labels": policy.labels, "watch.quality": policy.watch.quality}
         found += [
-            f"{key} needs platform: local: it goes by what replicas of ours captured, {policy.platform} has none"
+            f"{key} needs platform: local: it goes by what replicas of ours captured, here there are none"
             for key, wanted in captured.items()
             if wanted is not None
         ]
