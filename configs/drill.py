@@ -32,10 +32,14 @@ class Drill(Section):
     )
     rate_per_s: float = Field(default=60, gt=0, le=1000, description="Synthetic requests a second.")
     stopped_within_s: float = Field(
-        default=120, gt=0, description="From the onset of the fault until the release is over, or it failed."
+        default=120,
+        gt=0,
+        description="Longest time from the onset of a fault in the canary until the release is over; longer "
+        "fails the drill. Faults that are there from the start meet other stages first: timeout_s.",
     )
     timeout_s: float = Field(
         default=600,
         gt=0,
-        description="Longest wait for a release to reach its canary, or a champion to serve.",
+        description="Longest wait for a release to reach its canary, for a champion to serve, and until a "
+        "fault that is there from the start (crash-on-start, bad-outputs) is stopped.",
     )

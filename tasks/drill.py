@@ -41,6 +41,8 @@ _SETTLE_S = 4.0
 _BACK_S = 30.0
 _AT_ONCE = frozenset[Fault]({"crash-on-start", "bad-outputs"})
 """Faults that are there from the start; the others begin in the canary."""
+_CRASHES = frozenset[Fault]({"crash-on-start", "crash-mid-canary"})
+"""Faults that may end a release INTERRUPTED: a crash is no verdict. All others must be found bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,7 @@ def _rehearse(
         failed=sum(one.status != 200 for one in answers),
         requests=len(answers),
         reason=ended.reason,
-        problems=tuple(_problems(bench, policy, ended, champion, seen, after, stopped_s)),
+        problems=tuple(_problems(bench, fault, ended, champion, seen, after, stopped_s)),
     )
 
 
@@ -239,7 +241,7 @@ def _is_back(bench: Bench, champion: str) -> bool:
 
 def _problems(
     bench: Bench,
-    policy: Drill,
+    fault: Fault,
     ended: ReleaseRow,
     champion: str,
     seen: DrillTraffic,
@@ -253,6 +255,10 @@ def _problems(
         found.append(f"version {ended.version} was promoted")
     elif ended.state is ReleaseState.RUNNING:
         found.append(f"not stopped within {stopped_s:.0f} s; the drill aborted it")
+    elif ended.state is not ReleaseState.REJECTED and not (
+        fault in _CRASHES and ended.state is ReleaseState.INTERRUPTED
+    ):
+        found.append(f"its release ended {ended.state}, it must be REJECTED: {ended.reason}")
     if row.champion != champion:
         found.append(f"version {row.champion or 'none'} serves, not {champion}")
     if live.route is None or live.route.share_bp:

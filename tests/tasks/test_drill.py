@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from configs.drill import Drill
+from configs.drill import Drill, Fault
 from configs.settings import Settings
 from serving.errors import Refused
+from serving.records import ReleaseState
 from tasks import drill, drill_flow
 from tasks.bench import Bench
 from tasks.drill import DRILLED, DrillResult, chosen_faults, next_fault
+from tasks.drill_traffic import Answer, DrillTraffic
 from tasks.endings import named_state
 from tests.tasks.doubles import HandClock, MemoryMessenger, MemoryRegistry
-from tests.tasks.test_transitions import POLICY
+from tests.tasks.test_transitions import POLICY, World
 
 
 class Runs:
@@ -113,3 +116,29 @@ def test_the_fault_that_was_rehearsed_longest_ago_comes_next(bench: Bench) -> No
     assert chosen_faults(bench, [], every=True) == ["errors", "slow-tail", "bad-outputs"]
     with pytest.raises(Refused, match="no fault is called 'earthquake'"):
         chosen_faults(bench, ["earthquake"], every=False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "state", "problem"),
+    [
+        ("errors", ReleaseState.REJECTED, None),
+        ("errors", ReleaseState.INTERRUPTED, "its release ended INTERRUPTED, it must be REJECTED: went away"),
+        ("lost-telemetry", ReleaseState.HELD, "its release ended HELD, it must be REJECTED: went away"),
+        ("bad-outputs", ReleaseState.ABORTED, "its release ended ABORTED, it must be REJECTED: went away"),
+        ("crash-on-start", ReleaseState.INTERRUPTED, None),
+        ("crash-mid-canary", ReleaseState.INTERRUPTED, None),
+        ("crash-mid-canary", ReleaseState.REJECTED, None),
+        ("crash-on-start", ReleaseState.HELD, "its release ended HELD, it must be REJECTED: went away"),
+        ("slow-tail", ReleaseState.PROMOTED, "version 2 was promoted"),
+        ("slow-tail", ReleaseState.RUNNING, "not stopped within 9 s; the drill aborted it"),
+    ],
+)
+def test_every_fault_must_be_found_bad_and_only_a_crash_may_interrupt(
+    tmp_path: Path, fault: Fault, state: ReleaseState, problem: str | None
+) -> None:
+    world = World(tmp_path)
+    world.first_champion()
+    ended = replace(world.release("2"), state=state, reason="went away")
+    seen = DrillTraffic([Answer(100, 200, "1", 5)])
+    found = drill._problems(world.bench(), fault, ended, "1", seen, after=90, stopped_s=9)
+    assert found == [problem] * (problem is not None)
