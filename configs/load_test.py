@@ -29,7 +29,8 @@ class LoadTest(Section):
     steps_max: int = Field(default=8, ge=1, le=30, description="Most rates that are tried.")
     payloads: Literal["evaluation", "captures"] = Field(
         default="evaluation",
-        description="What is sent: held-out rows, or what production recorded (as redacted as it is).",
+        description="What is sent: held-out rows (a language model: its evaluation's prompts), or what "
+        "production recorded (as redacted as it is; not for language models).",
     )
     payloads_max: int = Field(default=500, ge=1, description="Different requests; they are sent in turn.")
 

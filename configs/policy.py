@@ -334,6 +334,7 @@ def _lacking(policy: Policy) -> list[str]:
         found.append("capture.spool.personal needs capture.personal, which says what is taken out")
     if policy.capture.personal and policy.platform != "local":
         found.append("capture.personal needs platform: local: elsewhere no process of ours records")
+    found += _rehearsal_lacks(policy)
     guards = policy.serving.guards
     if guards.is_active and (policy.platform != "local" or not policy.serving.is_llm):
         found.append("serving.guards needs platform: local and serving.runtime vllm or api")
@@ -355,4 +356,20 @@ def _lacking(policy: Policy) -> list[str]:
             for key, wanted in captured.items()
             if wanted is not None
         ]
+    return found
+
+
+def _rehearsal_lacks(policy: Policy) -> list[str]:
+    """What a rehearsal in staging cannot ask a version with."""
+    found: list[str] = []
+    in_words = isinstance(policy.evaluation, Generation)
+    if in_words and policy.load_test is not None and policy.load_test.payloads == "captures":
+        found.append(
+            "load_test.payloads: captures is not for language models: their records are redacted, of several "
+            "paths, and name production's model; with evaluation the prompts of evaluation.data are sent"
+        )
+    if "staging" in policy.environments and policy.serving.is_llm and not in_words:
+        found.append(
+            "environments.staging of a language model needs evaluation.task: generation: its prompts are sent"
+        )
     return found

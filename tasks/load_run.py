@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.generation import Generation
 from configs.load_test import LoadTest
 from configs.policy import Policy
 from configs.section import LatencyBudget
@@ -24,9 +26,9 @@ from serving.atomic import write_private
 from serving.errors import SetupError
 from tasks.bench import Bench
 from tasks.held_out import read_held_out
+from tasks.prompt_sets import path_of, read_prompts
 
 _GENERATOR = Path(__file__).with_name("load_generator.py")
-_PATH = "/invocations"
 _START_WAIT_S = 90
 _SMOKE_ROWS = 20
 _CAPTURED_S = 7 * 86_400.0
@@ -37,9 +39,10 @@ Send = Callable[[float], Arrivals]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go: the gateway's URL of an endpoint, with a key for it."""
+    """Where requests go: the gateway's URL of an endpoint with the path asked for, and a key for it."""
 
     url: str
+    path: str
     key: str
     timeout_s: float
 
@@ -73,12 +76,25 @@ def search(
         note(len(steps), steps[-1], judge_step(steps[-1], load, budget))
 
 
+def path_asked(policy: Policy) -> str:
+    """Where the endpoint's versions are asked: a language model at its API's path."""
+    evaluation = policy.evaluation
+    return path_of(evaluation) if isinstance(evaluation, Generation) else "/invocations"
+
+
 def payloads(bench: Bench, production: str) -> list[str]:
-    """Bodies to send, as JSON: held-out rows one by one, or what clients sent to `production` lately.
+    """Bodies to send, as JSON: held-out rows or prompts one by one, or what `production` was asked lately.
 
     Raises `SetupError` where there are none.
     """
-    load = bench.policy.load_test
+    load, evaluation = bench.policy.load_test, bench.policy.evaluation
+    wanted = load.payloads_max if load else _SMOKE_ROWS
+    if isinstance(evaluation, Generation):
+        prompts, _ = read_prompts(bench, evaluation)
+        if not prompts:
+            raise SetupError(f"{bench.name}: evaluation.data has no prompts. Next: correct the file")
+        drawn = random.Random(0).sample(prompts, min(wanted, len(prompts)))  # noqa: S311 (a draw, no secret)
+        return [row.body(evaluation, 0).decode() for row in drawn]
     if load is not None and load.payloads == "captures":
         from serving.capture.reader import stream_captures
 
@@ -100,7 +116,7 @@ def payloads(bench: Bench, production: str) -> list[str]:
             )
         return bodies
     rows = read_held_out(bench, lambda *_: None).rows
-    rows = rows.sample(min(load.payloads_max if load else _SMOKE_ROWS, len(rows)), random_state=0)
+    rows = rows.sample(min(wanted, len(rows)), random_state=0)
     return [
         f'{{"dataframe_split": {rows.iloc[index : index + 1].to_json(orient="split", index=False)}}}'
         for index in range(len(rows))
@@ -121,7 +137,7 @@ def _send(target: Target, bodies: Sequence[str], load: LoadTest, rate: float, fo
     base, _, endpoint = target.url.rpartition("/")
     plan, out = folder / "plan.json", folder / "arrivals.txt"
     said: dict[str, Any] = {
-        "path": f"/{endpoint}{_PATH}",
+        "path": f"/{endpoint}{target.path}",
         "headers": {"content-type": "application/json", "x-api-key": target.key},
         "payloads": list(bodies),
         "rate": rate,

@@ -25,6 +25,7 @@ from serving.endpoint import Route, Slot
 from serving.errors import Refused, SetupError
 from serving.gateway.keys import Keys
 from serving.records import LookRow, Stage
+from serving.versions import model_uri
 from tasks import load_run
 from tasks.bench import Bench
 from tasks.release import Release
@@ -172,7 +173,7 @@ def _rehearse(
 ) -> Rehearsal:
     try:
         slot = _stand_up(there, version)
-        bodies = load_run.payloads(there, production) if _has_rows(there.policy) else []
+        bodies = load_run.payloads(there, production)
         smoke = _smoke(there, slot, bodies)
         if not smoke.passed or there.policy.load_test is None:
             return Rehearsal(smoke, ())
@@ -210,7 +211,7 @@ def load_numbers(step: LoadStep) -> dict[str, float]:
 def _stand_up(there: Bench, version: str) -> Slot:
     """The version as staging's default. An earlier rehearsal that was killed may have left it there."""
     state = there.endpoint.describe()
-    route, uri = state.route, f"models:/{there.policy.model}/{version}"
+    route, uri = state.route, model_uri(there.policy.model, version)
     held = next((slot for slot, one in state.versions.items() if one == version), None)
     slot = held or (route.default.sibling if route else Slot.BLUE)
     there.endpoint.deploy(slot, version, uri=uri)
@@ -223,16 +224,12 @@ def _stand_up(there: Bench, version: str) -> Slot:
 def _smoke(there: Bench, slot: Slot, bodies: Sequence[str]) -> Verdict:
     """A few requests, one after the other: every one of them must be answered."""
     asked = bodies[:_SMOKE_REQUESTS]
-    timeout_s = there.policy.replicas.request_timeout_s
+    path, timeout_s = load_run.path_asked(there.policy), there.policy.replicas.request_timeout_s
     replies = [
-        there.endpoint.invoke(
-            slot, "/invocations", body.encode(), content_type="application/json", timeout_s=timeout_s
-        )
+        there.endpoint.invoke(slot, path, body.encode(), content_type="application/json", timeout_s=timeout_s)
         for body in asked
     ]
     bad = [reply for reply in replies if reply.status != 200]
-    if not asked:
-        return Verdict(Outcome.PASS, "it starts and is healthy; there are no rows to ask with")
     if bad:
         said = bad[0].body.decode(errors="replace")[:200]
         reason = f"smoke test: {len(bad)} of {len(asked)} requests were answered {bad[0].status}: {said}"
@@ -249,15 +246,12 @@ def _under_load(
     key = keys.create(tenant)
     try:
         target = load_run.Target(
-            f"{there.settings.gateway_url}/{there.name}", key, policy.replicas.request_timeout_s
+            f"{there.settings.gateway_url}/{there.name}",
+            load_run.path_asked(policy),
+            key,
+            policy.replicas.request_timeout_s,
         )
         send = load_run.locust_sender(target, bodies, policy.load_test)
         return load_run.search(policy, send, known=known, note=note)
     finally:
         keys.revoke(tenant)
-
-
-def _has_rows(policy: Policy) -> bool:
-    """Whether there is a table to take requests from: a gate on prompts has none."""
-    uses_captures = policy.load_test is not None and policy.load_test.payloads == "captures"
-    return policy.evaluation.task != "generation" or uses_captures

@@ -180,9 +180,20 @@ def with_a_cost(content: dict[str, Any]) -> None:
     content["evaluation"] = generation_content() | {"scorers": [{"kind": "cost", "max": 1}], "slices": []}
 
 
+def rehearsed_with_captures(content: dict[str, Any]) -> None:
+    content["evaluation"] = generation_content()
+    content["environments"] = {"staging": {"load_test": {"rate_per_s": 1, "payloads": "captures"}}}
+
+
+def rehearsed_without_prompts(content: dict[str, Any]) -> None:
+    content |= {"serving": {"runtime": "vllm"}, "environments": {"staging": {}}}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (rehearsed_with_captures, "load_test.payloads: captures is not for language models"),
+        (rehearsed_without_prompts, "needs evaluation.task: generation"),
         (with_labels, "canary.quality needs a section `labels:`"),
         (on_a_counting_platform, "canary.quality needs platform: local"),
         (

@@ -60,7 +60,9 @@ def server() -> Iterator[Answering]:
 
 def test_every_request_is_sent_once_in_turn_and_its_answer_is_written_down(server: Answering) -> None:
     load = LoadTest(rate_per_s=20, duration_s=3, warm_up_s=0)
-    target = Target(f"http://127.0.0.1:{server.server_port}/sums-staging", "a key", timeout_s=20)
+    target = Target(
+        f"http://127.0.0.1:{server.server_port}/sums-staging", "/invocations", "a key", timeout_s=20
+    )
     bodies = [json.dumps({"n": n}) for n in range(4)]
     arrivals = locust_sender(target, bodies, load)(20)
     assert len(arrivals.due) == len(server.seen) == 60

@@ -14,10 +14,18 @@ from serving.llm.spec import PromptSpec
 
 
 class RegistryOfPrompts:
-    """Answers `model-versions/get`; a template that is a list is a chat prompt."""
+    """Answers `model-versions/get`; a template that is a list is a chat prompt.
 
-    def __init__(self, templates: dict[tuple[str, str], str | list[Any]]) -> None:
+    `models` are the sources of registered versions of models, by name and version.
+    """
+
+    def __init__(
+        self,
+        templates: dict[tuple[str, str], str | list[Any]],
+        models: dict[tuple[str, str], str] | None = None,
+    ) -> None:
         self.templates = templates
+        self.models = models or {}
         self.asked = 0
         registry = self
 
@@ -25,14 +33,24 @@ class RegistryOfPrompts:
             def do_GET(self) -> None:
                 registry.asked += 1
                 asked = parse_qs(urlsplit(self.path).query)
-                template = registry.templates.get((asked["name"][0], asked["version"][0]))
+                key = (asked["name"][0], asked["version"][0])
+                if source := registry.models.get(key):
+                    self.reply(200, {"model_version": {"source": source}})
+                    return
+                template = registry.templates.get(key)
                 is_chat = isinstance(template, list)
                 tags = [
                     {"key": "mlflow.prompt.text", "value": json.dumps(template) if is_chat else template},
                     {"key": "_mlflow_prompt_type", "value": "chat" if is_chat else "text"},
                 ]
-                body = json.dumps({"model_version": {"tags": tags}} if template is not None else {}).encode()
-                self.send_response(404 if template is None else 200)
+                if template is None:
+                    self.reply(404, {})
+                else:
+                    self.reply(200, {"model_version": {"tags": tags}})
+
+            def reply(self, status: int, document: dict[str, Any]) -> None:
+                body = json.dumps(document).encode()
+                self.send_response(status)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
