@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +20,11 @@ from serving.gateway.render import refresh_gateway
 from serving.local import LocalEndpoint
 from serving.slots import SlotFiles
 from serving.supervision import Supervisor
+from tests.serving.llm.bare import await_models, bare_engine
 
 NAME = "chat"
 _START_WAIT_S = 500.0
+_QUIET = "--disable-uvicorn-access-log"
 _POLICY = {
     "endpoint": NAME,
     "model": NAME,
@@ -68,8 +66,18 @@ def lineup(folder: Path, layers: int) -> Iterator[tuple[Subject, ...]]:
     weights = make_weights(model / "artifacts" / "weights", 1, layers=layers)
     (model / "MLmodel").write_text("metadata: {}\n")
     supervisor = Supervisor(settings)
-    alone, process = _vllm_alone(weights, folder / "vllm.log")
-    try:
+    command = (str(VLLM_PYTHON), "-m", "vllm.entrypoints.openai.api_server")
+    flags = (
+        "--max-model-len",
+        "512",
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        "--disable-uvicorn-access-log",
+    )
+    with ExitStack() as stack:
+        stack.callback(supervisor.shutdown)
+        alone = stack.enter_context(bare_engine(command, weights, NAME, folder / "vllm.log", *flags))
         refresh_gateway(settings)
         key = Keys(settings).create("bench")
         supervisor.start_daemon()
@@ -80,43 +88,10 @@ def lineup(folder: Path, layers: int) -> Iterator[tuple[Subject, ...]]:
         endpoint = LocalEndpoint(NAME, Policy.model_validate(_POLICY), settings, supervisor)
         endpoint.deploy(Slot.BLUE, "1", uri="models:/m-1")
         endpoint.apply(Route(NAME, 1, Slot.BLUE, "1"))
-        _await(f"{alone.base_url}/models")
+        await_models(alone, _START_WAIT_S)
         port = next(one.replicas[0].port for one in SlotFiles(settings).every() if one.slot is Slot.BLUE)
         yield (
-            alone,
+            Subject("vLLM itself", alone, "none"),
             Subject("with capture", f"http://127.0.0.1:{port}/v1", "none"),
             Subject("with capture and gateway", f"{settings.gateway_url}/{NAME}/v1", key),
         )
-    finally:
-        process.terminate()
-        supervisor.shutdown()
-        process.wait(30)
-
-
-def _vllm_alone(weights: Path, log: Path) -> tuple[Subject, subprocess.Popen[bytes]]:
-    port = free_port()
-    command = [str(VLLM_PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(weights)]
-    command += ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
-    command += ["--max-model-len", "512", "--dtype", "float32", "--disable-uvicorn-access-log"]
-    variables = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, env={**os.environ, **variables}, stdout=out, stderr=out)
-    return Subject("vLLM itself", f"http://127.0.0.1:{port}/v1", "none"), process
-
-
-def _await(url: str) -> None:
-    deadline = time.monotonic() + _START_WAIT_S
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5) as reply:  # noqa: S310 (loopback)
-                json.load(reply)
-                return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{url} did not answer within {_START_WAIT_S:g} s") from error
-            time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""Both demos to their ends, as `make demo` and `make demo-llm` run them, each in a state folder of its own."""
+"""Both demos to their ends, as `make demo` and `make demo-llm` run them, each in a folder of its own."""
 
 from __future__ import annotations
 

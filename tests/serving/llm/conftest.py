@@ -36,10 +36,6 @@ class Chat:
         text = self.endpoint._direct.get(port, "/metrics", timeout_s=5).body.decode()
         return float(next(line for line in text.splitlines() if line.startswith(name)).split()[-1])
 
-    def direct_url(self) -> str:
-        """The default version's replica itself."""
-        return f"http://{self.endpoint.describe().replicas[Slot.BLUE][0].address}/v1"
-
     def route(self, share_bp: int = 0) -> None:
         self.endpoint.apply(self.lab.route(NAME, candidate="2", share_bp=share_bp))
 

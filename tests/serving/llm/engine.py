@@ -158,8 +158,10 @@ def main() -> None:
     for name in ("model", "served-model-name", "host", "port", "middleware"):
         parser.add_argument(f"--{name}")
     told, _ = parser.parse_known_args()
-    module, _, name = told.middleware.rpartition(".")
-    app = getattr(importlib.import_module(module), name)(Engine(told.model, told.served_model_name))
+    app: Any = Engine(told.model, told.served_model_name)
+    if told.middleware:
+        module, _, name = told.middleware.rpartition(".")
+        app = getattr(importlib.import_module(module), name)(app)
     uvicorn.run(app, host=told.host, port=int(told.port), log_level="warning")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -13,8 +14,10 @@ import pytest
 from serving.capture.reader import read_captures
 from serving.endpoint import Slot
 from serving.errors import NotHealthy
+from serving.slots import SlotFiles
 from tests.serving.gateway.lab import eventually
-from tests.serving.llm.conftest import NAME, Chat, chat_policy, put_version
+from tests.serving.llm.bare import await_models, bare_engine
+from tests.serving.llm.conftest import ENGINE, NAME, Chat, chat_policy, put_version
 from tests.serving.llm.engine import WORDS
 from tests.serving.llm.parity import outcomes, outcomes_async
 
@@ -35,10 +38,14 @@ def test_the_official_client_needs_a_url_and_a_key_only(chat: Chat) -> None:
     assert text_of(chat.ask("hello", **STREAM)) == "weights-1 " * WORDS
 
 
-def test_the_gateway_behaves_as_the_engine_itself(chat: Chat) -> None:
-    ours, theirs = (str(chat.client.base_url), chat.lab.key), (chat.direct_url(), "none")
-    assert outcomes(*ours) == outcomes(*theirs)
-    assert outcomes_async(*ours) == outcomes_async(*theirs)
+def test_the_gateway_behaves_as_an_engine_by_itself(chat: Chat, tmp_path: Path) -> None:
+    (record,) = [one for one in SlotFiles(chat.lab.settings).every() if one.slot is Slot.BLUE]
+    weights = chat.lab.settings.state / "models" / "m-1" / "artifacts" / f"weights-{record.version}"
+    with bare_engine(ENGINE, weights, NAME, tmp_path / "engine.log") as url:
+        await_models(url, 30)
+        ours, theirs = (str(chat.client.base_url), chat.lab.key), (url, "none")
+        assert outcomes(*ours) == outcomes(*theirs)
+        assert outcomes_async(*ours) == outcomes_async(*theirs)
 
 
 def test_a_client_that_did_not_ask_for_usage_gets_none(chat: Chat) -> None:

@@ -1,8 +1,8 @@
-"""Real vLLM on the CPU behind the real gateway: started, streamed, measured, split; parity with itself.
+"""Real vLLM on the CPU behind the real gateway: streams, measures, split, parity with vLLM by itself.
 
 float32: with bfloat16 vLLM's worker died of an illegal instruction on a virtual machine that reports AMX.
 Needs `.venv-vllm`, which `make test` makes where it can (`make vllm-env`, a minute or two); skipped
-without it. Two engines: some two minutes on a quiet machine with two cores.
+without it. Three engines: some three minutes on a quiet machine with two cores.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 from examples.support_bot.models import VLLM_PYTHON, make_weights
 from serving.endpoint import Slot
 from tests.serving.gateway.lab import Lab, eventually, lab_settings
+from tests.serving.llm.bare import await_models, bare_engine
 from tests.serving.llm.conftest import NAME, Chat
 from tests.serving.llm.parity import ASKED, outcomes, outcomes_async
 
@@ -42,7 +43,19 @@ POLICY: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """vLLM by itself with the weights and flags of version 1; it starts beside the others."""
+    folder = tmp_path_factory.mktemp("bare")
+    weights = make_weights(folder / "weights", 1)
+    flags = ("--dtype", "float32", "--max-model-len", "2048", "--enforce-eager")
+    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    command = (str(VLLM_PYTHON), "-m", "vllm.entrypoints.openai.api_server")
+    with bare_engine(command, weights, NAME, folder / "vllm.log", *flags, *tools) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory, bare: str) -> Iterator[Chat]:
     lab = Lab(lab_settings(tmp_path_factory.mktemp("vllm")))
     try:
         lab.up()
@@ -60,17 +73,19 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
         lab.down()
 
 
-def test_the_gateway_behaves_as_vllm_itself(real: Chat) -> None:
-    ours, theirs = outcomes(str(real.client.base_url), real.lab.key), outcomes(real.direct_url(), "none")
+def test_the_gateway_behaves_as_vllm_by_itself(real: Chat, bare: str) -> None:
+    await_models(bare, 500)
+    ours, theirs = outcomes(str(real.client.base_url), real.lab.key), outcomes(bare, "none")
     assert ours == theirs
     assert ours["chat"]["usage"]["completion_tokens"] > 0
     assert ours["unknown model"][:2] == ("NotFoundError", 404)
     assert ours["bad type"][:2] == ("BadRequestError", 400)
 
 
-def test_the_asynchronous_client_sees_the_same(real: Chat) -> None:
+def test_the_asynchronous_client_sees_the_same(real: Chat, bare: str) -> None:
+    await_models(bare, 500)
     ours = outcomes_async(str(real.client.base_url), real.lab.key)
-    assert ours == outcomes_async(real.direct_url(), "none")
+    assert ours == outcomes_async(bare, "none")
     assert ours["stream"]
 
 
