@@ -35,5 +35,6 @@ class Retention(Section):
     reports_s: float | None = Field(
         default=365 * DAY_S,
         ge=DAY_S,
-        description="Drift reports in MLflow (the scores over time stay); null: for ever.",
+        description="Drift reports in MLflow (the scores over time stay) and the shadow's pages of differing "
+        "answers, which show texts of users; null: for ever.",
     )

@@ -14,7 +14,10 @@ def forget(
     endpoint: Endpoint,
     user: Annotated[str, typer.Option("--user", help="The user's id, as clients send it in x-user-id.")],
     tenant: Annotated[
-        str, typer.Option("--tenant", help="Only under this tenant; without it under every one with a key.")
+        str,
+        typer.Option(
+            "--tenant", help="Only under this tenant; without it under every one that has requests or a key."
+        ),
     ] = "",
     as_json: AsJson = False,
 ) -> None:

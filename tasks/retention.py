@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,29 +18,32 @@ from configs.errors import ConfigError
 from configs.loading import load_policy
 from configs.settings import Settings
 from serving.capture.erasing import erase_spooled, erase_users
-from serving.capture.reader import compact, purge_captures
+from serving.capture.reader import captured_tenants, compact, purge_captures
 from serving.capture.segments import purge_segments
 from serving.endpoint import Slot
 from serving.errors import ServingError
 from serving.gateway.identity import user_hmac, user_key
 from serving.gateway.keys import Keys
-from serving.gateway.log_erasing import erase_before, hide_users
+from serving.gateway.log_erasing import erase_before, hide_users, logged_tenants
 from serving.gateway.places import access_log_path
 from serving.journal import Journal
 from serving.labels import LabelBook
 from tasks.bench import Bench
+from tasks.runs import TrackingRefused
+from tasks.trail import DIFFERENCES
 
 _LOG = logging.getLogger("interlock.retention")
 _WHO = "retention"
 DELETED = "records deleted"
 FORGOTTEN = "user forgotten"
+_PAGES = "shadow pages deleted"
 PUBLIC_TENANT = "public"
 """The tenant of requests without a credential."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """What one run deleted of an endpoint: files, labels, spool segments, and drift reports."""
+    """What one run deleted of an endpoint: files, labels, spool segments, drift reports and shadow pages."""
 
     endpoint: str
     capture_files: int = 0
@@ -56,7 +59,7 @@ class Deleted:
             "capture files": self.capture_files,
             "labels": self.labels,
             "spool segments": self.spool_segments,
-            "drift reports": self.reports,
+            "reports": self.reports,
         }
         gone = ", ".join(f"{count} {name}" for name, count in named.items() if count)
         return f"{self.endpoint}: {gone or 'nothing was too old'}"
@@ -100,6 +103,7 @@ def retain(bench: Bench) -> Deleted:
     )
     if policy.reports_s is not None:
         reports = _delete_reports(bench, before=now - policy.reports_s)
+        reports += _delete_shadow_pages(bench, before=now - policy.reports_s)
     deleted = Deleted(bench.name, files, labels, spooled, reports, compacted)
     if files or labels or reports:
         values = {name: value for name, value in asdict(deleted).items() if name != "endpoint"}
@@ -141,11 +145,12 @@ def retain_logs(settings: Settings, names: list[str], *, now: float) -> str:
 def forget_user(bench: Bench, user: str, *, tenant: str = "", who: str) -> Forgotten:
     """Take a user's requests out of captures, spool, labels and the access log. Safe to repeat.
 
-    Without a tenant the user is looked for under every tenant that has a key, and without one. The trail
-    gets counts and a keyed fingerprint, never the id nor its pseudonym.
+    Without a tenant the user is looked for under every tenant that has a key or a request that is kept (of
+    a token, of a key that was revoked), and without one. The trail gets counts and a keyed fingerprint,
+    never the id nor its pseudonym.
     """
     settings, key = bench.settings, user_key(bench.settings)
-    tenants = [tenant] if tenant else sorted({*(one.tenant for one in Keys(settings).every()), PUBLIC_TENANT})
+    tenants = [tenant] if tenant else _tenants(bench)
     users = [user_hmac(key, name, user) for name in tenants]
     lines, ids = hide_users(access_log_path(settings), bench.name, users)
     erased = erase_users(settings.captures_dir / bench.name, users)
@@ -160,6 +165,15 @@ def forget_user(bench: Bench, user: str, *, tenant: str = "", who: str) -> Forgo
     return forgotten
 
 
+def _tenants(bench: Bench) -> list[str]:
+    settings = bench.settings
+    with_key = {one.tenant for one in Keys(settings).every()}
+    captured = captured_tenants(settings.captures_dir / bench.name)
+    return sorted(
+        with_key | captured | logged_tenants(access_log_path(settings), bench.name) | {PUBLIC_TENANT}
+    )
+
+
 def _delete_reports(bench: Bench, *, before: float) -> int:
     """Drift reports of windows that ended before a moment. Where MLflow is away the next run does it."""
     deleted = 0
@@ -171,8 +185,31 @@ def _delete_reports(bench: Bench, *, before: float) -> int:
             except ValueError:
                 continue  # nothing of ours
             if ended.timestamp() < before:
-                bench.runs.delete_folder(run_id, folder)
-                deleted += 1
+                deleted += bench.runs.delete(run_id, folder)
     except ServingError as error:
         _LOG.warning("%s: old drift reports stay for now: %s", bench.name, error)
+    return deleted
+
+
+def _delete_shadow_pages(bench: Bench, *, before: float) -> int:
+    """The pages of differing answers of releases that ended before a moment: they show users' texts."""
+    kept = bench.journal.state(bench.name, _PAGES)
+    since = float(kept.value["before"]) if kept else 0.0
+    ended = [
+        one.mlflow_run_id
+        for one in bench.journal.releases(bench.name)
+        if one.mlflow_run_id and one.ended_at is not None and since <= one.ended_at < before
+    ]
+    deleted = 0
+    try:
+        for run_id in ended:
+            with suppress(TrackingRefused):  # somebody deleted the run
+                deleted += bench.runs.delete(run_id, DIFFERENCES)
+        if ended:
+            value = {"before": before}
+            bench.journal.put_state(
+                bench.name, _PAGES, value, after=kept.number if kept else 0, now=bench.clock()
+            )
+    except ServingError as error:
+        _LOG.warning("%s: old shadow pages stay for now: %s", bench.name, error)
     return deleted

@@ -87,13 +87,17 @@ class Runs:
         with _translated(f"artifacts of run {run_id}", self.tracking_uri):
             return [found.path for found in self._client.list_artifacts(run_id, folder) if found.is_dir]
 
-    def delete_folder(self, run_id: str, folder: str) -> None:
-        """Delete a folder of a run's artifacts; nothing where it is gone already."""
+    def delete(self, run_id: str, path: str) -> bool:
+        """Delete a file or a folder of a run's artifacts. Returns whether it was there."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        with _translated(f"artifacts {folder} of run {run_id}", self.tracking_uri):
+        with _translated(f"artifact {path} of run {run_id}", self.tracking_uri):
+            parent = path.rpartition("/")[0] or None
+            if path not in {found.path for found in self._client.list_artifacts(run_id, parent)}:
+                return False
             uri = str(self._client.get_run(run_id).info.artifact_uri)
-            get_artifact_repository(uri, tracking_uri=self.tracking_uri).delete_artifacts(folder)
+            get_artifact_repository(uri, tracking_uri=self.tracking_uri).delete_artifacts(path)
+            return True
 
     def run_url(self, run_id: str) -> str:
         """Where a person looks at a run."""

@@ -25,6 +25,7 @@ from serving.records import LookRow, Stage
 from serving.replay import EndpointAsker, Pair, Replayer, Side
 from tasks.release import Release
 from tasks.text_pairs import TextPairs
+from tasks.trail import DIFFERENCES
 
 _LOG = logging.getLogger("interlock.shadow")
 _STAGE = Stage.SHADOW.value
@@ -225,7 +226,7 @@ def _keep_examples(release: Release, shadow: _Shadow) -> None:
     release.trail.document("shadow_examples.json", plain_json(shadow.examples))
     page = shadow.texts.page() if shadow.texts is not None else None
     if page is not None:
-        release.trail.document("shadow_differences.html", page)
+        release.trail.document(DIFFERENCES, page)
 
 
 def _restore(release: Release) -> _Shadow:

@@ -169,6 +169,13 @@ def count_captures(
         return database.execute(query, values).df()
 
 
+def captured_tenants(folder: Path) -> set[str]:
+    """Every tenant of whom a request is captured, the shadow's copies too."""
+    with _locked(folder, fcntl.LOCK_SH), open_bounded() as database:
+        query = f"SELECT DISTINCT tenant FROM ({_table(folder, since=None, until=None)})"  # noqa: S608
+        return {str(tenant) for (tenant,) in database.execute(query).fetchall() if tenant}
+
+
 def compact(folder: Path, *, now: float | None = None) -> Compaction:
     """Turn closed segments into zstd Parquet by hour, exactly once, and delete them.
 

@@ -11,7 +11,7 @@ import ctypes
 import errno
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Generator
 from pathlib import Path
 
 from serving.gateway.identity import HMAC_CHARS
@@ -22,6 +22,7 @@ _BLOCK = 1 << 20
 _ARRIVED = re.compile(rb'^\{"t0":"(\d+)"', re.MULTILINE)
 _NOBODY = b"0" * HMAC_CHARS
 _USER = re.compile(rb'"endpoint":"([^"]*)","tenant":"[^"]*","user":"([0-9a-f]+)"')
+_TENANT = re.compile(rb'"endpoint":"([^"]*)","tenant":"([^"]+)"')
 _ID = re.compile(rb'"id":"([^"]*)"')
 
 
@@ -64,22 +65,43 @@ def hide_users(path: Path, endpoint: str, users: Collection[str]) -> tuple[int, 
         return 0, ids
     with file:
         number = file.fileno()
-        position = first_data(number, 0)
-        while data := os.pread(number, _BLOCK, position):
-            whole = data.rfind(b"\n") + 1
-            if whole == 0:
-                break
-            for found in _USER.finditer(data, 0, whole):
+        for position, lines in _whole_lines(number):
+            for found in _USER.finditer(lines):
                 if found[1] == endpoint.encode() and found[2] in wanted:
                     os.pwrite(number, _NOBODY[: len(found[2])], position + found.start(2))
-                    line_at = data.rfind(b"\n", 0, found.start()) + 1
-                    if (named := _ID.search(data, line_at, found.start())) is not None:
+                    line_at = lines.rfind(b"\n", 0, found.start()) + 1
+                    if (named := _ID.search(lines, line_at, found.start())) is not None:
                         ids.add(named[1].decode())
                     hidden += 1
-            position = first_data(number, position + whole)
         if hidden:
             os.fsync(number)
     return hidden, ids
+
+
+def logged_tenants(path: Path, endpoint: str) -> set[str]:
+    """Every tenant whose requests an endpoint's lines tell of."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return set()
+    with file:
+        return {
+            found[2].decode()
+            for _, lines in _whole_lines(file.fileno())
+            for found in _TENANT.finditer(lines)
+            if found[1] == endpoint.encode()
+        }
+
+
+def _whole_lines(file: int) -> Generator[tuple[int, bytes]]:
+    """The log in pieces of whole lines, each with its position; holes are left out."""
+    position = first_data(file, 0)
+    while data := os.pread(file, _BLOCK, position):
+        whole = data.rfind(b"\n") + 1
+        if whole == 0:
+            return
+        yield position, data[:whole]
+        position = first_data(file, position + whole)
 
 
 def first_data(file: int, position: int) -> int:

@@ -21,12 +21,16 @@ from serving.capture.recorder import Recorder
 from serving.capture.spool import read_exchanges
 from serving.gateway.access_log import AccessLog
 from serving.gateway.identity import HMAC_CHARS, user_hmac, user_key
+from serving.gateway.keys import Keys
 from serving.gateway.log_erasing import erase_before
 from serving.gateway.places import access_log_path
 from serving.labels import LabelBook
+from serving.records import ReleaseState
 from tasks.bench import Bench
 from tasks.labels import take_file
 from tasks.retention import DELETED, FORGOTTEN, forget_user, retain, retain_logs
+from tasks.runs import TrackingRefused, TrackingUnavailable
+from tasks.trail import DIFFERENCES
 from tests.serving.capture.exchanges import record, recorder
 from tests.serving.gateway.test_access_log import line
 from tests.tasks import test_transitions
@@ -42,6 +46,9 @@ class MemoryReports:
 
     def __init__(self) -> None:
         self.kept = ["drift/2026-11-22T08-00", "drift/2030-01-01T00-00", "drift/notes"]
+        self.pages = ["old", "new"]
+        self.asked: list[str] = []
+        self.is_away = False
 
     def find_run(self, _endpoint: str, _name: str) -> str:
         return "run"
@@ -49,8 +56,17 @@ class MemoryReports:
     def folders(self, _run: str, _folder: str) -> list[str]:
         return list(self.kept)
 
-    def delete_folder(self, _run: str, folder: str) -> None:
-        self.kept.remove(folder)
+    def delete(self, run: str, path: str) -> bool:
+        if self.is_away:
+            raise TrackingUnavailable("away")
+        if path == DIFFERENCES:
+            self.asked.append(run)
+            if run == "gone":
+                raise TrackingRefused("no such run")
+            self.pages.remove(run)
+        else:
+            self.kept.remove(path)
+        return True
 
     def open_run(self, _endpoint: str, _name: str, _tags: Any) -> str:
         return "run"
@@ -142,6 +158,23 @@ def test_a_user_is_forgotten_everywhere_while_requests_are_written(place: Place,
     assert [entry.details["requests"] for entry in lines] == [0, 20]
 
 
+def test_a_user_is_looked_for_under_every_tenant_that_left_a_trace(place: Place, tmp_path: Path) -> None:
+    """A tenant of tokens has no key, and one whose key was revoked has none any more."""
+    assert Keys(place.settings).every() == []
+    other = user_hmac(place.key, "of-a-token", "ann")
+    place.new.offer(record(1, time=NOW, request_id=b"token", user=other.encode(), tenant=b"of-a-token"))
+    place.new.drain()
+    logged = user_hmac(place.key, "not-captured", "ann")
+    with access_log_path(place.settings).open("a") as log:
+        log.write(line(id="unseen", user=logged, tenant="not-captured"))
+        log.write(line(id="else", user=logged, tenant="elsewhere", endpoint="others"))
+    done = forget_user(place.bench(), "ann", who="me")
+    assert (done.requests, done.log_lines) == (21, 21)
+    assert place.users()["ann"] == 0
+    (told,) = place.bench().journal.audit("flights", what=(FORGOTTEN,))
+    assert told.details["tenants"] == 4, "acme, of-a-token, not-captured, public"
+
+
 def test_the_writer_goes_on_after_a_user_was_forgotten(place: Place) -> None:
     forget_user(place.bench(), "ann", tenant="acme", who="me")
     place.new.offer(record(1, time=NOW, request_id=b"later", user=place.pseudonym("bob").encode()))
@@ -177,6 +210,31 @@ def test_what_is_too_old_goes_with_a_line_in_the_trail(place: Place) -> None:
         assert book.newest("flights") == 0
     assert len(place.bench().journal.audit("flights", what=(DELETED,))) == 2
     assert retain(place.bench()).words == "flights: nothing was too old"
+
+
+def ended(place: Place, version: str, run_id: str, at: float) -> None:
+    """A release that ended at a moment."""
+    journal = place.bench().journal
+    release = journal.add_release("flights", version, champion="1", policy={}, now=at - 60)
+    journal.claim(release.id, "me", lease_s=60, now=at - 60, flow_run_id=run_id)
+    journal.update_release(release.id, "me", now=at - 60, mlflow_run_id=run_id)
+    journal.end_release(release.id, state=ReleaseState.REJECTED, reason="bad", now=at)
+
+
+def test_pages_with_texts_of_users_go_as_reports_do_and_are_asked_for_once(place: Place) -> None:
+    ended(place, "2", "old", NOW - 500 * DAY)
+    ended(place, "3", "gone", NOW - 400 * DAY)
+    ended(place, "4", "new", NOW - DAY)
+    place.runs.is_away = True
+    assert retain(place.bench()).reports == 0
+    place.runs.is_away = False
+    assert retain(place.bench()).reports == 1
+    assert (place.runs.pages, place.runs.asked) == (["new"], ["gone", "old"])
+    assert retain(place.bench()).reports == 0
+    assert place.runs.asked == ["gone", "old"], "what was deleted is not asked for again"
+    place.clock.now += 370 * DAY
+    retain(place.bench())
+    assert place.runs.pages == []
 
 
 def test_old_lines_of_the_access_log_become_a_hole_and_cursors_stay_true(tmp_path: Path) -> None:
