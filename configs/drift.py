@@ -130,8 +130,8 @@ class Drift(Section):
     )
     actions: bool = Field(
         default=True,
-        description="Off: everything is computed, logged and shown; ramps are neither held nor rolled back "
-        "and no retraining is asked for.",
+        description="Off: everything is computed, logged and shown, and alerts go out and say what would "
+        "have been done; ramps are neither held nor rolled back and no retraining is asked for.",
     )
 
     @model_validator(mode="after")

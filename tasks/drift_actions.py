@@ -31,6 +31,7 @@ from tasks.trail import plain_json
 _LOG = logging.getLogger("interlock.drift")
 RETRAIN_EVENT = "interlock.retrain.requested"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, RETRAIN_EVENT)
+_BY_ITSELF = (Action.ROLL_BACK, Action.HOLD, Action.RETRAIN)
 _WHO = "drift"
 _RUN = "drift"
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_\-. /]")
@@ -64,11 +65,16 @@ def check_drift(bench: Bench, *, again: bool = False) -> DriftReport | None:
 
 
 def act(bench: Bench, window: DriftWindow) -> list[str]:
-    """Do what the decision says. Returns what was done, in words."""
+    """Do what the decision says. Returns what was done, in words.
+
+    With `drift.actions` off nothing is done by itself; people are told all the same.
+    """
     actions = window.verdict.decision.actions
-    if not policy_of(bench).actions:
-        return [f"drift.actions is off; it would have been: {', '.join(actions)}"]
     done: list[str] = []
+    if not policy_of(bench).actions:
+        if left_out := [action for action in _BY_ITSELF if action in actions]:
+            done.append(f"drift.actions is off; it would have been: {', '.join(left_out)}")
+        actions = tuple(action for action in actions if action not in _BY_ITSELF)
     if Action.ROLL_BACK in actions:
         done.append(_roll_back(bench, window))
     if Action.HOLD in actions:

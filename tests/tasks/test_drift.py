@@ -284,8 +284,21 @@ def test_actions_can_be_switched_off(tmp_path: Path, events: list[Any]) -> None:
     station = Station(tmp_path, actions=False)
     for _ in range(3):
         report = live(station, warmer=8)
-    assert report.done == ("drift.actions is off; it would have been: log, ask for retraining",)
+    assert report.done == ("drift.actions is off; it would have been: ask for retraining",)
     assert events == []
+
+
+def test_people_are_told_although_nothing_is_done_by_itself(tmp_path: Path) -> None:
+    station = Station(tmp_path, actions=False)
+    release = ramp(station)
+    report = broken(station)
+    off = "drift.actions is off; it would have been: hold the ramp"
+    assert report.done == (off, "alerted")
+    (told,) = station.messenger.sent
+    assert (told.severity, told.what.endswith(off)) == ("critical", True)
+    held = station.bench().journal.release(release.id)
+    assert held is not None
+    assert held.request == ""
 
 
 def test_a_broken_upstream_schema_alerts_at_once(station: Station) -> None:
