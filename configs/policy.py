@@ -328,8 +328,8 @@ def _lacking(policy: Policy) -> list[str]:
     """What one section asks of another that is not there."""
     found: list[str] = []
     scorers = policy.evaluation.scorers if isinstance(policy.evaluation, Generation) else ()
-    if any(scorer.kind == "cost" for scorer in scorers) and policy.serving.price is None:
-        found.append("the scorer `cost` needs serving.price: what a token costs")
+    if any(scorer.kind == "cost" for scorer in scorers):
+        found += _unpriced(policy)
     if policy.capture.spool.personal and not policy.capture.personal:
         found.append("capture.spool.personal needs capture.personal, which says what is taken out")
     if policy.capture.personal and policy.platform != "local":
@@ -356,6 +356,16 @@ def _lacking(policy: Policy) -> list[str]:
             for key, wanted in captured.items()
             if wanted is not None
         ]
+    return found
+
+
+def _unpriced(policy: Policy) -> list[str]:
+    """Prices that the scorer `cost` needs: of every runtime that a version may have."""
+    serving, found = policy.serving, []
+    if serving.runtime != "api" and serving.price is None:
+        found.append("the scorer `cost` needs serving.price: what a token costs")
+    if serving.api is not None and serving.api.price is None:
+        found.append("the scorer `cost` needs serving.api.price: what the provider takes for a token")
     return found
 
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 LOCAL_MACHINE = "replica"
 """The kind of machine of the local platform; its price is `serving.price.replica_per_hour`."""
+API_MACHINE = "api"
+"""A replica that only passes requests on to a provider: its hours cost nothing, its tokens do."""
 
 
 def machine_prices(policy: Policy) -> Mapping[str, float]:

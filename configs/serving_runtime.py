@@ -53,6 +53,36 @@ class Vllm(Section):
     )
 
 
+class Price(Section):
+    """What a request costs: by the token, or by the hour of what serves it."""
+
+    input_per_million: float | None = Field(default=None, ge=0, description="A million tokens in, dollars.")
+    output_per_million: float | None = Field(default=None, ge=0, description="A million tokens out, dollars.")
+    replica_per_hour: float | None = Field(
+        default=None, ge=0, description="An hour of one replica (its GPUs), dollars."
+    )
+    tokens_per_s: float | None = Field(
+        default=None, gt=0, description="Tokens out a second of one replica under load."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Price:
+        by_token = self.input_per_million is not None and self.output_per_million is not None
+        by_hour = self.replica_per_hour is not None and self.tokens_per_s is not None
+        if by_token == by_hour:
+            raise ValueError(
+                "a price: give input_per_million and output_per_million, or replica_per_hour and tokens_per_s"
+            )
+        return self
+
+    @property
+    def per_token(self) -> tuple[float, float]:
+        """Dollars of one token in and of one token out."""
+        if self.replica_per_hour is not None and self.tokens_per_s is not None:
+            return 0.0, self.replica_per_hour / 3600 / self.tokens_per_s
+        return (self.input_per_million or 0.0) / 1e6, (self.output_per_million or 0.0) / 1e6
+
+
 class Api(Section):
     """A provider that hosts the model, asked through its OpenAI-compatible API."""
 
@@ -84,42 +114,15 @@ class Api(Section):
         description="Most retries as a share of the requests: a provider that is down is not hammered.",
     )
 
+    price: Price | None = Field(
+        default=None, description="What the provider takes, for the cost of each request; null: unknown."
+    )
+
     @model_validator(mode="after")
     def _reachable(self) -> Api:
         if self.provider in ("vertex", "bedrock", "compatible") and not self.base_url:
             raise ValueError(f"serving.api.base_url is needed with provider {self.provider}")
         return self
-
-
-class Price(Section):
-    """What a request costs: by the token, or by the hour of what serves it."""
-
-    input_per_million: float | None = Field(default=None, ge=0, description="A million tokens in, dollars.")
-    output_per_million: float | None = Field(default=None, ge=0, description="A million tokens out, dollars.")
-    replica_per_hour: float | None = Field(
-        default=None, ge=0, description="An hour of one replica (its GPUs), dollars."
-    )
-    tokens_per_s: float | None = Field(
-        default=None, gt=0, description="Tokens out a second of one replica under load."
-    )
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Price:
-        by_token = self.input_per_million is not None and self.output_per_million is not None
-        by_hour = self.replica_per_hour is not None and self.tokens_per_s is not None
-        if by_token == by_hour:
-            raise ValueError(
-                "serving.price: give input_per_million and output_per_million, or replica_per_hour and "
-                "tokens_per_s"
-            )
-        return self
-
-    @property
-    def per_token(self) -> tuple[float, float]:
-        """Dollars of one token in and of one token out."""
-        if self.replica_per_hour is not None and self.tokens_per_s is not None:
-            return 0.0, self.replica_per_hour / 3600 / self.tokens_per_s
-        return (self.input_per_million or 0.0) / 1e6, (self.output_per_million or 0.0) / 1e6
 
 
 class EngineLimits(Section):
@@ -141,7 +144,11 @@ class Serving(Section):
     )
     vllm: Vllm = Field(default_factory=Vllm, description="How vLLM is started.")
     api: Api | None = Field(default=None, description="The provider; needed by runtime api.")
-    price: Price | None = Field(default=None, description="For the cost of each request; null: unknown.")
+    price: Price | None = Field(
+        default=None,
+        description="What one's own replicas cost, for the cost of each request; null: unknown. A provider's "
+        "is serving.api.price.",
+    )
     stream_timeout_s: float = Field(
         default=600,
         gt=0,
@@ -160,6 +167,10 @@ class Serving(Section):
     def _complete(self) -> Serving:
         if self.runtime == "api" and self.api is None:
             raise ValueError("serving.runtime is api: serving.api must say which provider")
+        if self.runtime == "api" and self.price is not None and self.api and self.api.price is None:
+            raise ValueError(
+                "serving.price is of one's own replicas; versions of a provider cost serving.api.price"
+            )
         if self.guards.is_active and not self.is_llm:
             raise ValueError("serving.guards is for language models: set serving.runtime to vllm or api")
         return self
@@ -168,3 +179,9 @@ class Serving(Section):
     def is_llm(self) -> bool:
         """Whether clients speak OpenAI's API to this endpoint instead of MLflow's."""
         return self.runtime != "pyfunc"
+
+    def price_of(self, runtime: Runtime) -> Price | None:
+        """What a version of this runtime costs: the provider's price, or one's own; None where unknown."""
+        if runtime == "api":
+            return self.api.price if self.api else None
+        return self.price

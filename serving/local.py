@@ -119,7 +119,7 @@ class LocalEndpoint:
             if not record.ready:
                 self._empty(record)
             raise
-        self._slots.write(replace(record, ready=True))
+        self._slots.write(replace(record, ready=True, machine=self._processes.machine(record)))
         refresh_gateway(self._settings, [self._policy_here()])
         self._processes.stop(surplus, self._slots, slot)
         self._processes.stop_unused_engines()
@@ -149,6 +149,7 @@ class LocalEndpoint:
                         one.name,
                         f"{self._settings.host}:{one.port}",
                         record.ready and (self._backend(slot), one.name) in up,
+                        record.machine,
                     )
                     for one in record.replicas
                 )

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from configs.policy import Policy
+from configs.prices import API_MACHINE, LOCAL_MACHINE
 from configs.settings import Settings
 from serving.atomic import write_private
 from serving.direct import DirectClient
@@ -17,7 +18,7 @@ from serving.errors import NotHealthy, Refused
 from serving.gateway.limits import drain_s
 from serving.llm.layers import needs_front
 from serving.llm.prompt_text import fetch_prompt
-from serving.llm.spec import LlmSpec, PromptSpec, ready_file
+from serving.llm.spec import LlmSpec, PromptSpec, read_runtime, ready_file
 from serving.programs import Program
 from serving.replica.spec import CaptureSpec, ReplicaSpec, SpoolSpec
 from serving.secret_files import Secret, read_or_create, secret_path
@@ -101,9 +102,16 @@ class ReplicaProcesses:
         serving, replicas = self._policy.serving, self._policy.replicas
         if not needs_front(self._policy, version):
             return ""
-        api = serving.api.model_dump_json() if serving.api else ""
+        api = serving.api.model_dump_json(exclude={"price"}) if serving.api else ""
         told = (uri, serving.vllm.model_dump_json(), api, self._served_name, str(replicas.threads))
         return hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
+
+    def machine(self, record: SlotRecord) -> str:
+        """What the slot's replicas are billed as, once they are healthy."""
+        if not self._policy.serving.is_llm:
+            return LOCAL_MACHINE
+        runtime = read_runtime(self._settings.state, record.replicas[0].name)
+        return API_MACHINE if runtime == "api" else LOCAL_MACHINE
 
     def _await(self, replica: SlotReplica, record: SlotRecord, deadline: float) -> None:
         crashes, was_down = 0, False
@@ -171,7 +179,8 @@ class ReplicaProcesses:
         prompt = self.prompt(record.version, held_digest=record.prompt_digest)
         changes: dict[str, object] = {"prompt": prompt}
         if record.engines:
-            changes |= {"part": "front", "engine_port": record.engines[number].port}
+            engine = record.engines[number]
+            changes |= {"part": "front", "engine_port": engine.port, "engine_name": engine.name}
         return spec.model_copy(update=changes)
 
     def prompt(self, version: str, *, held_digest: str = "") -> PromptSpec | None:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from configs.prices import LOCAL_MACHINE
 from configs.settings import Settings
 from serving.atomic import timed_lock, write_private
 from serving.endpoint import Slot
@@ -38,7 +39,7 @@ class SlotRecord:
     `maxconn` is how many requests it gives one replica at once, 0 for the endpoint's own limit.
     `engines` are those behind the replicas, one each in the same order, where replicas are only fronts;
     `engine_key` says which engines those are: slots with the same one share them. `prompt_digest` is of
-    the prompt's text that the version was placed with.
+    the prompt's text that the version was placed with, `machine` what its replicas are billed as.
     """
 
     endpoint: str
@@ -51,6 +52,7 @@ class SlotRecord:
     engines: tuple[SlotReplica, ...] = ()
     engine_key: str = ""
     prompt_digest: str = ""
+    machine: str = LOCAL_MACHINE
 
 
 class SlotFiles:
@@ -76,6 +78,7 @@ class SlotFiles:
                 engines=_replicas(fields.get("engines", [])),
                 engine_key=str(fields.get("engine_key", "")),
                 prompt_digest=str(fields.get("prompt_digest", "")),
+                machine=str(fields.get("machine", LOCAL_MACHINE)),
             )
         except FileNotFoundError:
             return None

@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 
 from configs.generation import Generation
+from configs.prices import API_MACHINE
+from configs.serving_runtime import Price
 from evals.agreement import Agreement, Preference
 from evals.generation import Contest, Measures, evaluate_generation
 from evals.texts import cosine, word_similarity
 from evals.verdict import Verdict
+from serving.endpoint import Slot
 from serving.errors import ServingError, SetupError
 from serving.records import Stage
 from tasks.answers import CANDIDATE, CHAMPION, Answers, ask_all
@@ -66,8 +69,7 @@ def evaluate_answers(release: Release, policy: Generation) -> Verdict:
 
 def _ask(release: Release, policy: Generation, rows: Sequence[PromptRow]) -> Answers:
     bench = release.bench
-    default = bench.row().default
-    slots = {CANDIDATE: default} if release.first else {CANDIDATE: default.sibling, CHAMPION: default}
+    slots = _slots_of(release)
 
     def on_progress(done: int) -> None:
         release.check()
@@ -131,7 +133,8 @@ def _measured(
     }
     came = {key: one for key, one in scored.items() if not one.answer.why_failed}
     similarities = _similarities(release, policy, list(came.values()), errors)
-    functions = scorers_of(release.bench, policy, judge, similarities)
+    price = _price(release, who)
+    functions = scorers_of(release.bench, policy, judge, similarities, price=price)
     scores = Scores({name: {} for name in functions})
     if came:
         scores = release.bench.runs.score(
@@ -152,6 +155,20 @@ def _measured(
             table[number, sample] = value
         values[name] = table
     return Measures(values, failed)
+
+
+def _price(release: Release, who: str) -> Price | None:
+    """What a token of the version costs: the provider's price where its replica only passes on."""
+    bench = release.bench
+    slot = _slots_of(release)[who]
+    replicas = bench.endpoint.describe().replicas.get(slot, ())
+    is_api = any(one.machine == API_MACHINE for one in replicas)
+    return bench.policy.serving.price_of("api" if is_api else "vllm")
+
+
+def _slots_of(release: Release) -> dict[str, Slot]:
+    default = release.bench.row().default
+    return {CANDIDATE: default} if release.first else {CANDIDATE: default.sibling, CHAMPION: default}
 
 
 def _example(key: str, scored: Scored) -> Example:

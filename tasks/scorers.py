@@ -40,12 +40,17 @@ ScoreOf = Callable[[Scored], float]
 
 
 def scorers_of(
-    bench: Bench, policy: Generation, judge: JudgeClient | None, similarities: Mapping[tuple[int, int], float]
+    bench: Bench,
+    policy: Generation,
+    judge: JudgeClient | None,
+    similarities: Mapping[tuple[int, int], float],
+    *,
+    price: Price | None,
 ) -> dict[str, ScoreOf]:
     """The policy's scorers of single answers by metric; `pairwise` compares two, so it is not among them.
 
-    `similarities` by (prompt, sample) were measured beforehand. Raises SetupError for a schema that
-    cannot be read.
+    `similarities` by (prompt, sample) were measured beforehand; `price` is of the version that answered.
+    Raises SetupError for a schema that cannot be read.
     """
     found: dict[str, ScoreOf] = {}
     for scorer in policy.scorers:
@@ -60,7 +65,7 @@ def scorers_of(
             case "json_schema":
                 found[scorer.metric] = _json_schema(bench, scorer)
             case "cost":
-                found[scorer.metric] = _cost(bench.policy.serving.price)
+                found[scorer.metric] = _cost(price)
             case _:
                 found[scorer.metric] = _plain(scorer)
     return found
@@ -155,10 +160,10 @@ def _judge(judge: JudgeClient) -> ScoreOf:
 
 
 def _cost(price: Price | None) -> ScoreOf:
-    assert price is not None  # the policy's own check
-    per_in, per_out = price.per_token
-
     def score(scored: Scored) -> float:
+        if price is None:
+            raise NotMeasured("the policy has no price for what serves this version")
+        per_in, per_out = price.per_token
         tokens_in = _tokens(scored.answer.tokens_in, "prompt_tokens")
         tokens_out = _tokens(scored.answer.tokens_out, "completion_tokens")
         return tokens_in * per_in + tokens_out * per_out

@@ -17,4 +17,4 @@ def serve_api(spec: LlmSpec, source: Source) -> int:
         raise NotServable("The policy has no serving.api. Next: write it.")
     client = ProviderClient(api, key_of(api))
     app = ApiApp(client.ask, served_name=spec.served_name, model=source.model)
-    return serve_app(spec, app, close=client.close)
+    return serve_app(spec, app, runtime="api", close=client.close)

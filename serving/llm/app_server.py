@@ -10,6 +10,7 @@ from typing import Protocol
 
 import uvicorn
 
+from configs.serving_runtime import Runtime
 from serving.atomic import write_private
 from serving.capture.generation import GenerationCapture
 from serving.capture.middleware import ASGIApp, Receive, Scope, Send
@@ -37,10 +38,15 @@ class DrainableApp(Protocol):
         ...
 
 
-def serve_app(spec: LlmSpec, app: DrainableApp, *, close: _Effect, beside: _Effect | None = None) -> int:
-    """Run until a signal, then `close`; returns the exit status. `beside` runs at the server's side."""
+def serve_app(
+    spec: LlmSpec, app: DrainableApp, *, runtime: Runtime, close: _Effect, beside: _Effect | None = None
+) -> int:
+    """Run until a signal, then `close`; returns the exit status. `beside` runs at the server's side.
+
+    `runtime` is what the version is served by, in this process or behind it.
+    """
     recorded: ASGIApp = GenerationCapture(
-        layered(app, spec), CaptureConfig.from_mapping(capture_document(spec) | {"ready_file": None})
+        layered(app, spec), CaptureConfig.from_mapping(capture_document(spec, runtime) | {"ready_file": None})
     )
     server = QuietServer(
         uvicorn.Config(
@@ -56,7 +62,7 @@ def serve_app(spec: LlmSpec, app: DrainableApp, *, close: _Effect, beside: _Effe
             timeout_graceful_shutdown=max(1, int(spec.drain_s)),
         )
     )
-    write_private(spec.ready_file, "")
+    write_private(spec.ready_file, runtime)
     try:
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
             runner.run(_run(spec, app, server, beside))

@@ -9,7 +9,7 @@ import time
 from serving.direct import DirectClient
 from serving.llm.app_server import serve_app
 from serving.llm.front_app import EngineClient, FrontApp
-from serving.llm.spec import LlmSpec
+from serving.llm.spec import LlmSpec, read_runtime
 from serving.llm.warmup import answer_recent
 
 logger = logging.getLogger("interlock.llm")
@@ -19,6 +19,8 @@ _POLL_S = 0.2
 
 def serve_front(spec: LlmSpec) -> int:
     """Run until a signal; returns the exit status. Raises `NotServable` for a prompt that cannot be read."""
+    while not (runtime := read_runtime(spec.state_dir, spec.engine_name)):  # the engine says what it is
+        time.sleep(_POLL_S)
     engine = EngineClient(spec.host, spec.engine_port)
     app = FrontApp(engine)
 
@@ -31,4 +33,4 @@ def serve_front(spec: LlmSpec) -> int:
         app.ready = True
         logger.info("Ready on port %d after %d warm-up prompts", spec.port, answered)
 
-    return serve_app(spec, app, beside=become_ready, close=engine.close)
+    return serve_app(spec, app, runtime=runtime, beside=become_ready, close=engine.close)

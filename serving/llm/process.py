@@ -17,6 +17,7 @@ import threading
 import time
 from pathlib import Path
 
+from configs.serving_runtime import Runtime
 from serving.atomic import write_private
 from serving.direct import DirectClient
 from serving.llm.command import vllm_command, vllm_environment
@@ -49,7 +50,7 @@ class Launcher:
             signal.signal(number, self._on_signal)
         spec = self._spec
         spec.ready_file.unlink(missing_ok=True)
-        write_private(spec.capture_file, json.dumps(capture_document(spec)))
+        write_private(spec.capture_file, json.dumps(capture_document(spec, "vllm")))
         vllm = spec.serving.vllm
         claim = claim_gpus(
             vllm.device, vllm.gpus_per_replica or vllm.tensor_parallel, folder=spec.state_dir / "llm" / "gpus"
@@ -95,7 +96,7 @@ class Launcher:
         probe(self._spec, self._direct)
         # behind a front the prompts come through it: with the version's own prompt before them
         answered = 0 if self._spec.part == "engine" else answer_recent(self._spec, self._direct, deadline)
-        write_private(self._spec.ready_file, "")
+        write_private(self._spec.ready_file, "vllm")
         logger.info("Ready on port %d after %d warm-up prompts", self._spec.port, 1 + answered)
 
     def _check_alive(self) -> None:
@@ -145,11 +146,11 @@ def _kill_group() -> None:
                 os.kill(number, signal.SIGKILL)
 
 
-def capture_document(spec: LlmSpec) -> dict[str, object]:
-    """What `CaptureConfig.from_mapping` takes."""
+def capture_document(spec: LlmSpec, runtime: Runtime) -> dict[str, object]:
+    """What `CaptureConfig.from_mapping` takes; `runtime` is the version's, which says what a token costs."""
     capture = spec.capture if spec.capture is not None and spec.capture.sample > 0 else None
     spool = spec.spool if spec.spool is not None and spec.spool.enabled else None
-    price = spec.serving.price
+    price = spec.serving.price_of(runtime)
     # an engine's front records; the middleware is only the engine's door then
     paths: dict[str, object] = {"paths": []} if spec.part == "engine" else {}
     return {

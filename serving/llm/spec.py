@@ -7,13 +7,22 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from configs.serving_runtime import Serving
+from configs.serving_runtime import Runtime, Serving
 from serving.replica.spec import ReplicaSpec
 
 
 def ready_file(state_dir: Path, name: str) -> Path:
-    """There while the launcher of this name has an engine that answers."""
+    """There while the launcher of this name has an engine that answers. Holds the runtime of its version."""
     return state_dir / "llm" / f"{name}.ready"
+
+
+def read_runtime(state_dir: Path, name: str) -> Runtime | None:
+    """What a launcher found its version to be served by; None while it has no engine that answers."""
+    try:
+        text = ready_file(state_dir, name).read_text()
+    except FileNotFoundError:
+        return None
+    return "api" if text == "api" else "vllm"
 
 
 class PromptSpec(BaseModel):
@@ -41,6 +50,7 @@ class LlmSpec(ReplicaSpec):
         default="whole", description="A whole replica, or one of the two processes that it is split into."
     )
     engine_port: int = Field(default=0, ge=0, le=65535, description="Of a front: where its engine listens.")
+    engine_name: str = Field(default="", description="Of a front: its engine in the supervisor.")
     prompt: PromptSpec | None = Field(default=None, description="What stands before the client's words.")
 
     @property

@@ -82,7 +82,7 @@ def whole_serving() -> dict[str, Any]:
     """A section `serving:` with every part."""
     return {
         "runtime": "vllm",
-        "api": {"provider": "openai"},
+        "api": {"provider": "openai", "price": {"input_per_million": 2, "output_per_million": 8}},
         "price": {"input_per_million": 0.5, "output_per_million": 1.5},
         "guards": {
             "input": [{"check": "phrases", "phrases": ["project falcon"], "action": "block"}],

@@ -180,6 +180,16 @@ def with_a_cost(content: dict[str, Any]) -> None:
     content["evaluation"] = generation_content() | {"scorers": [{"kind": "cost", "max": 1}], "slices": []}
 
 
+def with_a_cost_at_a_provider(content: dict[str, Any]) -> None:
+    with_a_cost(content)
+    content["serving"] = {"runtime": "api", "api": {"provider": "openai"}}
+
+
+def with_own_prices_for_a_provider(content: dict[str, Any]) -> None:
+    price = {"replica_per_hour": 1, "tokens_per_s": 10}
+    content["serving"] = {"runtime": "api", "api": {"provider": "openai"}, "price": price}
+
+
 def rehearsed_with_captures(content: dict[str, Any]) -> None:
     content["evaluation"] = generation_content()
     content["environments"] = {"staging": {"load_test": {"rate_per_s": 1, "payloads": "captures"}}}
@@ -203,6 +213,8 @@ def rehearsed_without_prompts(content: dict[str, Any]) -> None:
         (without_captures, "labels needs platform: local"),
         (without_captures, "watch.quality needs platform: local"),
         (with_a_cost, "the scorer `cost` needs serving.price"),
+        (with_a_cost_at_a_provider, "the scorer `cost` needs serving.api.price"),
+        (with_own_prices_for_a_provider, "versions of a provider cost serving.api.price"),
     ],
 )
 def test_sections_that_need_another_say_so(

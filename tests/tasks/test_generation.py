@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.prices import API_MACHINE
 from evals.verdict import Outcome
 from serving.endpoint import Reply
 from serving.errors import SetupError
@@ -110,7 +111,7 @@ def test_latency_tokens_and_cost(words: Words) -> None:
         {"kind": "latency_ms", "margin": 5},
         {"kind": "tokens_out", "max": 10},
         {"kind": "cost", "max": 20e-6},
-        price={"input_per_million": 1, "output_per_million": 2},
+        serving={"price": {"input_per_million": 1, "output_per_million": 2}},
     )
     verdict = words.evaluate(candidate=knows(1.0), champion=knows(1.0))
     assert verdict.passed, verdict.reason
@@ -121,6 +122,22 @@ def test_latency_tokens_and_cost(words: Words) -> None:
     )
     assert slow.failed
     assert "latency_ms" in slow.reason
+
+
+def test_a_providers_answers_cost_its_price_and_our_own_ours(words: Words) -> None:
+    provider = {
+        "provider": "compatible",
+        "base_url": "http://127.0.0.1:9/v1",
+        "price": {"input_per_million": 3, "output_per_million": 5},
+    }
+    own = {"replica_per_hour": 3.6, "tokens_per_s": 100}
+    words.scorers({"kind": "cost", "margin": 1.0}, serving={"runtime": "vllm", "api": provider, "price": own})
+    words.candidate_machine = API_MACHINE
+    verdict = words.evaluate(candidate=knows(1.0), champion=knows(1.0))
+    assert verdict.passed, verdict.reason
+    (finding,) = [one for one in verdict.findings if one.metric == "cost"]
+    assert finding.candidate == pytest.approx((10 * 3 + 4 * 5) / 1e6)
+    assert finding.champion == pytest.approx(4 * 3.6 / 3600 / 100)
 
 
 def test_tokens_that_the_server_did_not_count_are_an_error(words: Words) -> None:

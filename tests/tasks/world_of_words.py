@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from configs.policy import Policy
+from configs.prices import LOCAL_MACHINE
 from evals.verdict import Verdict
-from serving.endpoint import Reply, Slot
+from serving.endpoint import EndpointState, Replica, Reply, Slot
 from tasks.generation import evaluate_answers
 from tests.flows.world import MemoryRuns
 from tests.tasks.model_server import chat_answer
@@ -28,7 +29,8 @@ class Words:
         self.runs = MemoryRuns({})
         self._evaluation: dict[str, Any] = {"task": "generation", "min_prompts": 10}
         self._judge: dict[str, Any] = {}
-        self._price: dict[str, Any] | None = None
+        self._serving: dict[str, Any] = {}
+        self.candidate_machine = LOCAL_MACHINE
 
     def data(self, rows: list[dict[str, Any]], kind: str = "jsonl") -> None:
         """Write the prompts."""
@@ -57,9 +59,9 @@ class Words:
             }
         }
 
-    def scorers(self, *scorers: dict[str, Any], price: dict[str, Any] | None = None, **values: Any) -> None:
-        """What is measured, and what tokens cost."""
-        self._price = price
+    def scorers(self, *scorers: dict[str, Any], serving: dict[str, Any] | None = None, **values: Any) -> None:
+        """What is measured, and what serves: that says what tokens cost."""
+        self._serving = serving or {}
         self._evaluation = {
             **{key: self._evaluation[key] for key in ("task", "min_prompts", "data")},
             **self._judge,
@@ -75,7 +77,7 @@ class Words:
                 "model": "support",
                 "owner": "me@example.com",
                 "evaluation": self._evaluation,
-                "serving": {"price": self._price},
+                "serving": self._serving,
                 "shadow": {"enabled": False, "reason": "a test"},
             }
         )
@@ -98,6 +100,7 @@ class _Release:
     def __init__(self, words: Words, candidate: Answering, champion: Answering | None) -> None:
         self.first = champion is None
         self.version = "2"
+        self._candidate_machine = words.candidate_machine
         self._answering = {Slot.BLUE: candidate if champion is None else champion, Slot.GREEN: candidate}
         self.row = _Plain(id="support-2", champion="" if champion is None else "1")
         self.trail = _Plain(run_id="run", numbers=lambda *_args, **_values: None)
@@ -111,6 +114,14 @@ class _Release:
             clock=lambda: 0.0,
             row=lambda: _Plain(default=Slot.BLUE),
         )
+
+    def describe(self) -> EndpointState:
+        """Two replicas, of which the candidate's may be a provider's."""
+        replicas = {
+            slot: (Replica(slot, "memory", healthy=True, machine=machine),)
+            for slot, machine in ((Slot.BLUE, LOCAL_MACHINE), (Slot.GREEN, self._candidate_machine))
+        }
+        return EndpointState("support", None, replicas=replicas)
 
     def check(self) -> None:
         """Nobody takes it away."""
