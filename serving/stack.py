@@ -134,7 +134,7 @@ def worker_program(settings: Settings) -> Program:
         settings.as_environment()
         | prefect_environment(settings)
         | {
-            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "1",

@@ -32,7 +32,6 @@ from tasks.held_out import HeldOut, policy_of, read_held_out
 from tasks.release import Release
 from tasks.scoring import ModelFault, candidate_answers, champion_answers
 from tasks.signatures import note_signature
-from tasks.trail import Aside
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,10 +88,7 @@ def evaluate_candidate(release: Release) -> Verdict:
         release.trail.numbers(numbers_of(finding), now=now, step=0)
 
     # Drawing takes seconds, Evidently's import alone six: the release does not wait for it.
-    def draw() -> None:
-        log_pages(subject, evaluated)
-
-    Aside("evaluation pages").offer(draw)
+    release.draw_later(lambda: log_pages(subject, evaluated))
     return evaluated.verdict
 
 

@@ -22,7 +22,7 @@ from tasks.bench import Bench
 from tasks.costing import Meter
 from tasks.environments import refuse_environment
 from tasks.fingerprint import engine
-from tasks.trail import Trail
+from tasks.trail import Aside, Trail
 
 _LOG = logging.getLogger("interlock.release")
 CLAIM_S = 30.0
@@ -49,6 +49,7 @@ class Release:
         self.placed_cursor: str | None = None
         self.meter = Meter(bench, row.id)
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
+        self._pages: list[Callable[[], None]] = []
         self._stopped = threading.Event()
         self._fenced: Fenced | None = None
         self._thread = threading.Thread(target=self._renew, name=f"claim-{row.id}", daemon=True)
@@ -93,9 +94,20 @@ class Release:
         self.row = row
         return row
 
+    def draw_later(self, draw: Callable[[], None]) -> None:
+        """Draw a page for people once the candidate is placed: the cores are wanted for that first."""
+        self._pages.append(draw)
+
+    def draw(self) -> None:
+        """Draw what waits, in a thread of its own."""
+        while self._pages:
+            Aside("pages").offer(self._pages.pop(0))
+
     def enter(self, stage: Stage) -> None:
         """Say which stage runs now."""
         self.check()
+        if stage not in (Stage.EVALUATE, Stage.STAGE):
+            self.draw()
         self._update(stage=stage.value, progress={"stage": stage.value})
         self.bench.journal.record(
             self.bench.name,

@@ -301,6 +301,7 @@ def _roll_back(endpoint: str, reason: str, who: str, force: bool) -> str:
 
 def close(release: Release, ended: Ended) -> None:
     """Write the documents of the run: decisions, report, outcome. Informs only."""
+    release.draw()
     row = release.bench.journal.release(release.row.id)
     if row is None or (row.owner and row.owner != release.row.owner):
         return  # somebody newer writes them

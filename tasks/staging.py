@@ -146,7 +146,11 @@ def rehearse(
 def clear(there: Bench) -> bool:
     """Take down what a rehearsal that was killed left behind. Returns whether there was something."""
     with _use(there) as is_mine:
-        is_left = any(there.endpoint.describe().versions.values()) or _captures(there).exists()
+        is_left = (
+            any(there.endpoint.describe().versions.values())
+            or _captures(there).exists()
+            or Keys(there.settings).every(_tenant(there))
+        )
         if not is_mine or not is_left:
             return False
         _take_down(there)
@@ -154,9 +158,17 @@ def clear(there: Bench) -> bool:
 
 
 def _take_down(there: Bench) -> None:
-    """The endpoint goes, and what it captured: copies of rows, or of production's requests, for nobody."""
+    """The endpoint goes, its key, and what it captured: copies of rows, or of production's requests."""
+    keys = Keys(there.settings)
+    if keys.every(_tenant(there)):
+        keys.revoke(_tenant(there))
     there.endpoint.dismantle()
     shutil.rmtree(_captures(there), ignore_errors=True)
+
+
+def _tenant(there: Bench) -> str:
+    """Who the load test is to the gateway."""
+    return f"load-test-{there.name}"
 
 
 def _captures(there: Bench) -> Path:
@@ -240,18 +252,14 @@ def _smoke(there: Bench, slot: Slot, bodies: Sequence[str]) -> Verdict:
 def _under_load(
     there: Bench, bodies: Sequence[str], known: Sequence[LoadStep], note: Note
 ) -> tuple[Verdict, list[LoadStep]]:
-    """The search through the gateway, with a key that lives as long as the test."""
-    policy, keys, tenant = there.policy, Keys(there.settings), f"load-test-{there.name}"
+    """The search through the gateway, with a key that goes with the endpoint."""
+    policy = there.policy
     assert policy.load_test is not None
-    key = keys.create(tenant)
-    try:
-        target = load_run.Target(
-            f"{there.settings.gateway_url}/{there.name}",
-            load_run.path_asked(policy),
-            key,
-            policy.replicas.request_timeout_s,
-        )
-        send = load_run.locust_sender(target, bodies, policy.load_test)
-        return load_run.search(policy, send, known=known, note=note)
-    finally:
-        keys.revoke(tenant)
+    target = load_run.Target(
+        f"{there.settings.gateway_url}/{there.name}",
+        load_run.path_asked(policy),
+        Keys(there.settings).create(_tenant(there)),
+        policy.replicas.request_timeout_s,
+    )
+    send = load_run.locust_sender(target, bodies, policy.load_test)
+    return load_run.search(policy, send, known=known, note=note)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.release [--releases 3]
 
-Starts a stack of its own, sends 40 requests a second, and releases one good version after the other
+Starts a stack of its own, sends 100 requests a second, and releases one good version after the other
 through every stage (60 shadow pairs, shares 25 and 95%, no bake, no soak). Also times `interlock --help`.
 """
 
@@ -39,7 +39,7 @@ def main() -> int:
             stand.alias(champion)
             stand.await_release(champion, lambda one: one["state"] == "PROMOTED", 300)
             key = Keys(stand.settings).create("bench")
-            with Traffic(f"{stand.settings.gateway_url}/sums/invocations", key, per_s=40) as traffic:
+            with Traffic(f"{stand.settings.gateway_url}/sums/invocations", key, per_s=100) as traffic:
                 for number in range(releases):
                     version = stand.register(offset=0.001 * (number + 1))
                     begun = time.time()

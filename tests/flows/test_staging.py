@@ -18,6 +18,7 @@ from evals.load import Arrivals
 from flows import release as flow_module
 from flows.release import release_model
 from serving.fake import FakeEndpoint
+from serving.gateway.keys import Keys
 from serving.records import ReleaseState
 from tasks import load_run, staging, sweeping
 from tasks.bench import Bench
@@ -45,7 +46,6 @@ class Theatre:
         self._world = world
         monkeypatch.setattr(staging, "open_staging", self._open)
         monkeypatch.setattr(load_run, "locust_sender", lambda *_: self._send)
-        monkeypatch.setattr(staging, "Keys", lambda _: NoKeys())
 
     def _open(self, policy: Any, bench: Bench) -> Bench:
         made = self._world.bench()
@@ -59,19 +59,15 @@ class Theatre:
     def captures(self) -> Path:
         return self._world.settings.captures_dir / "flights-staging"
 
+    @property
+    def tenants(self) -> list[str]:
+        return [key.tenant for key in Keys(self._world.settings).every()]
+
     def _send(self, rate: float) -> Arrivals:
         (self.captures / "live").mkdir(parents=True, exist_ok=True)
         assert self.endpoint.describe().route is not None
         self.rates.append(rate)
         return queue(rate, service_s=self.service_s)
-
-
-class NoKeys:
-    def create(self, _tenant: str) -> str:
-        return "key"
-
-    def revoke(self, _tenant: str) -> None:
-        pass
 
 
 @pytest.fixture
@@ -167,17 +163,17 @@ def test_killed_between_two_rates_it_measures_none_of_them_twice(
             raise Killed
         return send(rate)
 
-    dismantle = theatre.endpoint.dismantle
     with monkeypatch.context() as patched:
         patched.setattr(theatre, "_send", dies_at_the_third)
-        patched.setattr(theatre.endpoint, "dismantle", lambda: None)  # kill -9 runs no `finally`
+        patched.setattr(staging, "_take_down", lambda _: None)  # kill -9 runs no `finally`
         with pytest.raises(Killed):
             run(2)
     assert theatre.endpoint.describe().versions["blue"] == "2"
-    monkeypatch.setattr(theatre.endpoint, "dismantle", dismantle)
+    assert theatre.tenants == ["load-test-flights-staging"]
     assert "flights-staging: taken down, nothing uses it" in sweeping.sweep_endpoint.fn("flights")
     assert theatre.endpoint.describe().versions == {"blue": "", "green": ""}
     assert not theatre.captures.exists()
+    assert theatre.tenants == []
     (theatre.captures / "live").mkdir(parents=True)  # killed after the endpoint had gone
     assert "flights-staging: taken down, nothing uses it" in sweeping.sweep_endpoint.fn("flights")
     assert sweeping.sweep_endpoint.fn("flights") == []
