@@ -3,7 +3,10 @@
     python -m benchmarks.release [--releases 3]
 
 Starts a stack of its own, sends 100 requests a second, and releases one good version after the other
-through every stage (60 shadow pairs, shares 25 and 95%, no bake, no soak). Also times `interlock --help`.
+through every stage (60 shadow pairs, shares 25 and 95%, no bake, no soak). Beside it, in the same run, what
+the two servers take by themselves: Prefect from a flow run's creation to its start (a deployment of ours that
+finds nothing to do), and MLflow's own scoring server from its start to its first answer about the same model.
+Also times `interlock --help`.
 """
 
 from __future__ import annotations
@@ -14,20 +17,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import httpx
+
+from benchmarks.gateway.subjects import free_port
 from benchmarks.reliability.__main__ import make_stand
 from configs.settings import Settings
 from serving.gateway.keys import Keys
 from serving.journal import Journal
-from tests.e2e.stand import INTERLOCK, Traffic
+from serving.records import ReleaseRow
+from tests.e2e.stand import INTERLOCK, Stand, Traffic
 
 _HELP_RUNS = 7
+_FLOOR_RUNS = 3
 
 
 def main() -> int:
     """Release, time, print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--releases", type=int, default=3)
     releases: int = parser.parse_args().releases
     print(f"interlock --help: median {_help_s():.2f} s")
@@ -44,13 +55,17 @@ def main() -> int:
                     version = stand.register(offset=0.001 * (number + 1))
                     begun = time.time()
                     stand.alias(version)
-                    ended = stand.await_release(version, lambda one: bool(one["ended_at"]), 300)
-                    waited_s = ended["started_at"] - begun
+                    ended = _ended(stand.settings, version)
+                    assert ended.ended_at is not None
                     print(
-                        f"release {number + 1}: {ended['state']} after {ended['ended_at'] - begun:.1f} s, "
-                        f"of which {waited_s:.1f} s until the flow had claimed it"
+                        f"release {number + 1}: {ended.state} after {ended.ended_at - begun:.1f} s, "
+                        f"of which {ended.started_at - begun:.1f} s until the flow had claimed it"
                     )
                     print(_timeline(stand.settings, version, begun))
+                print(f"Prefect alone, from a flow run's creation to its start: {_prefect_s(stand):.1f} s")
+                print(
+                    f"MLflow's scoring server, from its start to its first answer: {_mlflow_s(stand):.1f} s"
+                )
                 version = stand.register(offset=0.01)
                 begun = time.time()
                 said = stand.interlock("release", "sums", version, "--wait")
@@ -60,6 +75,61 @@ def main() -> int:
         finally:
             stand.interlock("down", check=False)
     return 0
+
+
+def _ended(settings: Settings, version: str) -> ReleaseRow:
+    """The release once it is over. Read from the journal: a command line each second would cost a core."""
+    with closing(Journal(settings.journal)) as journal:
+        while True:
+            found = journal.releases(version=version)
+            if found and found[0].ended_at:
+                return found[0]
+            time.sleep(0.5)
+
+
+def _prefect_s(stand: Stand) -> float:
+    """Seconds from the creation of a flow run to its start, the median of some runs."""
+    api, taken = stand.settings.prefect_url, []
+    with httpx.Client(base_url=api, timeout=30, trust_env=False) as client:
+        found = client.get("/deployments/name/reconcile/reconcile").raise_for_status().json()
+        for _ in range(_FLOOR_RUNS):
+            made = (
+                client.post(f"/deployments/{found['id']}/create_flow_run", json={}).raise_for_status().json()
+            )
+            run: dict[str, Any] = {}
+            while not run.get("end_time"):
+                time.sleep(0.5)
+                run = client.get(f"/flow_runs/{made['id']}").raise_for_status().json()
+            created, started = (datetime.fromisoformat(run[name]) for name in ("created", "start_time"))
+            taken.append((started - created).total_seconds())
+    return statistics.median(taken)
+
+
+def _mlflow_s(stand: Stand) -> float:
+    """Seconds until `mlflow models serve` answers for the newest version, the median of some starts."""
+    taken: list[float] = []
+    for _ in range(_FLOOR_RUNS):
+        port, begun = free_port(), time.perf_counter()
+        command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/sums@champion"]
+        command += ["--env-manager", "local", "--port", str(port), "--host", "127.0.0.1", "--workers", "1"]
+        process = subprocess.Popen(
+            command, env=stand.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            while not _is_well(f"http://127.0.0.1:{port}/ping"):
+                time.sleep(0.1)
+            taken.append(time.perf_counter() - begun)
+        finally:
+            process.terminate()
+            process.wait(30)
+    return statistics.median(taken)
+
+
+def _is_well(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def _timeline(settings: Settings, version: str, begun: float) -> str:
