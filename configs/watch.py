@@ -14,7 +14,10 @@ from configs.section import LatencyBudget, Probability, Section
 
 
 class BurnWindow(Section):
-    """One rule on the speed at which the availability's error budget is spent; both windows must say so."""
+    """One rule on the speed at which a budget is spent; both windows must say so.
+
+    Of failures it is 1 - availability; of slow requests what their percentile leaves (p95: 5%).
+    """
 
     long_s: float = Field(gt=0, description="The window that shows that it matters.")
     short_s: float = Field(gt=0, description="The window that shows that it still goes on.")
@@ -72,10 +75,12 @@ class Watch(Section):
         default=None, description="Least mean score of labelled answers, in [0, 1]; null: not watched."
     )
     availability: Probability | None = Field(
-        default=0.999, description="Objective over 30 days for the burn rates; null: none."
+        default=0.999,
+        description="Objective over 30 days for the burn rates of failures; null: none. Those of latency go "
+        "by its budgets.",
     )
     burn: tuple[BurnWindow, ...] = Field(
-        default=SRE_WORKBOOK, description="Burn rates that alert; see BurnWindow."
+        default=SRE_WORKBOOK, description="Burn rates that alert, of failures and of each latency budget."
     )
     alpha: Probability = Field(
         default=0.01, description="Bound on a false alarm, per version that serves, however long it does."

@@ -124,19 +124,29 @@ def watch_counts(periods: Sequence[ArmPeriod], levels: tuple[Level, ...]) -> Wat
     A request that is both slow and failed is counted in both numbers, so the union is not known: the larger
     of the two is what is certain.
     """
+    failed = [period.failed for period in periods]
     bad: dict[str, int] = {}
+    slow: dict[str, dict[int, tuple[int, int]]] = {}
     for level in levels:
         if level.name == ERRORS:
-            bad[ERRORS] = sum(period.failed for period in periods)
+            bad[ERRORS] = sum(failed)
         elif level.budget_ms is not None:
             limit = level.budget_ms
-            bad[level.name] = sum(max(one.slower(limit, at_most=False), one.failed) for one in periods)
+            late = [max(one.slower(limit, at_most=False), one.failed) for one in periods]
+            bad[level.name] = sum(late)
+            slow[level.name] = _by_minute(periods, late)
+    requests = sum(period.requests for period in periods)
+    return WatchCounts(requests, bad, 0, (), _by_minute(periods, failed), slow)
+
+
+def _by_minute(periods: Sequence[ArmPeriod], bad: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Requests, and the bad ones among them (one number a period), by minute."""
     minutes: dict[int, tuple[int, int]] = {}
-    for period in periods:
+    for period, count in zip(periods, bad, strict=True):
         minute = int(period.start // _MINUTE_S)
-        total, failed = minutes.get(minute, (0, 0))
-        minutes[minute] = (total + period.requests, failed + period.failed)
-    return WatchCounts(sum(period.requests for period in periods), bad, 0, (), minutes)
+        total, before = minutes.get(minute, (0, 0))
+        minutes[minute] = (total + period.requests, before + count)
+    return minutes
 
 
 def _levels(

@@ -23,6 +23,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from configs.policy import Policy
 from evals.sequential import BINARY, LEVELS, OneSample, odds_times, times
 from evals.verdict import Finding, Outcome, Verdict
@@ -91,7 +94,8 @@ class WatchCounts:
     `bad` counts requests by level (errors, latency). `stuck` requests are still under way and have
     waited for longer than every budget: they count as slow for this look, and are not played yet.
     `quality` counts labelled answers by badness (`evals.sequential.LEVELS`). `minutes` has
-    requests and failures by minute of arrival (seconds since the epoch // 60).
+    requests and failures by minute of arrival (seconds since the epoch // 60), `slow` the same of
+    requests beyond each latency level's budget.
     """
 
     requests: int = 0
@@ -99,6 +103,7 @@ class WatchCounts:
     stuck: int = 0
     quality: tuple[int, ...] = ()
     minutes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    slow: Mapping[str, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
 
 
 def count_requests(
@@ -107,19 +112,25 @@ def count_requests(
     """Count the requests that were assigned to `version`; `frame` as `Endpoint.observations` has it."""
     ours = frame[frame["version"] == version]
     bad: dict[str, int] = {}
+    slow: dict[str, dict[int, tuple[int, int]]] = {}
+    arrived = np.asarray(ours["time"], float)
     for level in levels:
         if level.name == ERRORS:
             bad[ERRORS] = int(ours["failed"].sum())
         elif level.budget_ms is not None:
             # a failure that came fast is no quick answer
-            slow = (ours["total_ms"] > level.budget_ms) | ours["failed"]
-            bad[level.name] = int(slow.sum())
-    grouped = ours.assign(minute=(ours["time"] // _MINUTE_S).astype("int64")).groupby("minute")["failed"]
-    minutes = {
-        int(minute): (int(total), int(failed))
-        for minute, total, failed in grouped.agg(["size", "sum"]).itertuples()
-    }
-    return WatchCounts(len(ours), bad, stuck, (), minutes)
+            late = (ours["total_ms"] > level.budget_ms) | ours["failed"]
+            bad[level.name] = int(late.sum())
+            slow[level.name] = _by_minute(arrived, np.asarray(late, float))
+    minutes = _by_minute(arrived, np.asarray(ours["failed"], float))
+    return WatchCounts(len(ours), bad, stuck, (), minutes, slow)
+
+
+def _by_minute(arrived: NDArray[np.float64], bad: NDArray[np.float64]) -> dict[int, tuple[int, int]]:
+    """Requests, and the bad ones among them, by minute of arrival."""
+    minutes, which = np.unique(arrived // _MINUTE_S, return_inverse=True)
+    counts = zip(minutes, np.bincount(which), np.bincount(which, weights=bad), strict=True)
+    return {int(minute): (int(total), int(among)) for minute, total, among in counts}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ requests twice: the second to store is fenced, and changes nothing.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from evals.burn import Bucket
 from evals.control import Cells
-from evals.watch import WatchJudge
+from evals.watch import Level, WatchJudge
 from serving.errors import ServingError
 from serving.records import EndpointRow
 from tasks.bench import Bench
@@ -32,7 +33,8 @@ class Memory:
     replaces it when it has become old enough itself. `cells` are the pairs of the question that is
     being asked of the control, `asks` how many were asked since the harm began, `asked_at` when the
     last one was answered. `harm_at` is when harm was last seen, on this version or the one before.
-    `labels` is the number of the newest label that was counted.
+    `labels` is the number of the newest label that was counted. `buckets` are for the burn rate of the
+    availability, `slow` for those of the latency budgets, by `spent_on`.
     """
 
     number: int
@@ -48,6 +50,7 @@ class Memory:
     cells: dict[str, Cells] = field(default_factory=dict)
     harm_at: float = 0.0
     labels: int = 0
+    slow: dict[str, tuple[Bucket, ...]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the journal."""
@@ -64,7 +67,13 @@ class Memory:
             "cells": {name: cells.as_dict() for name, cells in self.cells.items()},
             "harm_at": self.harm_at,
             "labels": self.labels,
+            "slow": self.slow,
         }
+
+
+def spent_on(level: Level) -> str:
+    """What a latency level's buckets are kept under: of another budget they say nothing."""
+    return f"{level.name} {level.budget_ms:g}"
 
 
 def remember(bench: Bench, row: EndpointRow) -> Memory | None:
@@ -73,7 +82,8 @@ def remember(bench: Bench, row: EndpointRow) -> Memory | None:
     if kept is None:
         return None
     value = kept.value
-    buckets = tuple((float(b[0]), int(b[1]), int(b[2]), int(b[3])) for b in value["buckets"])
+    buckets = _buckets(value["buckets"])
+    slow = {name: _buckets(of) for name, of in value.get("slow", {}).items()}
     if value["version"] != row.champion:
         judge = WatchJudge(bench.policy)
         return Memory(
@@ -84,6 +94,7 @@ def remember(bench: Bench, row: EndpointRow) -> Memory | None:
             buckets,
             harm_at=float(value["harm_at"]),
             labels=int(value.get("labels", 0)),
+            slow=slow,
         )
     return Memory(
         kept.number,
@@ -99,7 +110,12 @@ def remember(bench: Bench, row: EndpointRow) -> Memory | None:
         {name: Cells(**cells) for name, cells in value["cells"].items()},
         float(value["harm_at"]),
         int(value.get("labels", 0)),
+        slow,
     )
+
+
+def _buckets(kept: Sequence[Sequence[float]]) -> tuple[Bucket, ...]:
+    return tuple((float(b[0]), int(b[1]), int(b[2]), int(b[3])) for b in kept)
 
 
 def begin(bench: Bench, row: EndpointRow) -> None:

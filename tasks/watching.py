@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from evals.burn import add_minutes, burns
+from evals.burn import Bucket, add_minutes, burns
 from evals.control import ControlVerdict, Decision, Previous, PreviousState, Step, decide
 from evals.periods import GRID_MS, watch_counts
 from evals.quality import by_badness
@@ -31,7 +31,7 @@ from tasks.labels import new_scores
 from tasks.previous import WATCH
 from tasks.ramp_evidence import arm_period, watermark
 from tasks.rolling_back import RollbackReport
-from tasks.watch_memory import Memory, begin, move_spool, remember, store
+from tasks.watch_memory import Memory, begin, move_spool, remember, spent_on, store
 from tasks.watch_record import keep_decision
 
 _WHO = "watch"
@@ -170,29 +170,59 @@ def _bucketed(bench: Bench, memory: Memory, counts: WatchCounts) -> WatchCounts:
         scores, memory.labels = new_scores(bench, memory.version, memory.labels)
         counts = replace(counts, quality=by_badness(scores))
     keep_s = max((rule.long_s for rule in bench.policy.watch.burn), default=0.0)
-    memory.buckets = add_minutes(memory.buckets, counts.minutes, now=bench.clock(), keep_s=keep_s)
+    now = bench.clock()
+    memory.buckets = add_minutes(memory.buckets, counts.minutes, now=now, keep_s=keep_s)
+    timed = {spent_on(one): one.name for one in memory.judge.levels if one.budget_ms is not None}
+    memory.slow = {
+        kept: add_minutes(memory.slow.get(kept, ()), counts.slow.get(name, {}), now=now, keep_s=keep_s)
+        for kept, name in timed.items()
+    }
     return counts
 
 
 def _check_burn(bench: Bench, memory: Memory, now: float) -> None:
-    """Alert on the speed at which the availability's budget is spent; nobody is rolled back for it.
+    """Alert on the speed at which a budget is spent, the availability's first; nobody is rolled back for it.
 
     Whoever was told of harm a moment ago need not be told of what it spent.
     """
-    watch = bench.policy.watch
-    if watch.availability is None:
-        return
-    for burn in burns(watch.burn, watch.availability, memory.buckets, now=now)[:1]:
-        if now - memory.harm_at <= burn.rule.short_s:
+    for spending in _spendings(bench, memory):
+        found = burns(bench.policy.watch.burn, spending.objective, spending.buckets, now=now)
+        if not found:
             continue
-        alert(
-            bench,
-            burn.rule.severity,
-            f"version {memory.version}: {burn.reason} against {watch.availability:.3%}",
-            numbers={"long_rate": burn.long_rate, "short_rate": burn.short_rate, "failures": burn.failures},
-            next_step=f"interlock status {bench.name}",
-            key=f"burn-{burn.rule.rate:g}",
-        )
+        burn, *_ = found
+        if now - memory.harm_at > burn.rule.short_s:
+            reason = burn.reason(spending.budget, spending.did)
+            alert(
+                bench,
+                burn.rule.severity,
+                f"version {memory.version}: {reason}, the objective is {spending.objective:.3%}",
+                numbers={"long_rate": burn.long_rate, "short_rate": burn.short_rate, "bad": burn.bad},
+                next_step=f"interlock status {bench.name}",
+                key=f"burn-{spending.name}-{burn.rule.rate:g}",
+            )
+        return  # failures are no quick answers: they burn the other budgets too
+
+
+@dataclass(frozen=True, slots=True)
+class _Spending:
+    """One budget and what was spent of it; `budget` and `did` are words for `Burn.reason`."""
+
+    name: str
+    budget: str
+    did: str
+    objective: float
+    buckets: tuple[Bucket, ...]
+
+
+def _spendings(bench: Bench, memory: Memory) -> Iterator[_Spending]:
+    availability = bench.policy.watch.availability
+    if availability is not None:
+        yield _Spending("availability", "error budget", "failed", availability, memory.buckets)
+    for level in memory.judge.levels:
+        if level.budget_ms is not None:
+            did = f"waited over {level.budget_ms:g} ms"
+            buckets = memory.slow.get(spent_on(level), ())
+            yield _Spending(level.name, f"budget of {level.name}", did, 1 - level.limit, buckets)
 
 
 # -- asking ------------------------------------------------------------------------------------------

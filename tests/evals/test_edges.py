@@ -149,8 +149,9 @@ def test_a_budget_that_burns_says_how_fast_and_old_minutes_go() -> None:
     minute = int(NOW // 60)
     recent = add_minutes((), {minute - k: (100, 90) for k in range(5)}, now=NOW, keep_s=7200)
     (burn,) = burns((rule,), 0.99, recent, now=NOW)
-    assert burn.reason.startswith("the error budget burns 90.0 times too fast over 1 h")
-    assert burn.reason.endswith("450 of 500 requests failed")
+    reason = burn.reason("error budget", "failed")
+    assert reason.startswith("the error budget burns 90.0 times too fast over 1 h")
+    assert reason.endswith("450 of 500 requests failed")
     later = add_minutes(recent, {}, now=NOW + 20_000, keep_s=7200)
     assert later == ()
 

@@ -98,6 +98,9 @@ def test_thresholds_come_from_enough_past_requests(count: int, known: set[str] |
 def test_a_watch_never_counts_a_slow_failure_twice() -> None:
     levels = (Level(ERRORS, 0.01, 0.5, None), Level("latency/p95", 0.05, 0.5, 5.0))
     period = ArmPeriod(0.0, False, 120.0, 100, 8, (5.0,), (94, 6))
+    slower = ArmPeriod(0.0, False, 120.0, 50, 1, (5.0,), (40, 10))
+    both = watch_counts([period, slower], levels)
+    assert both.slow == {"latency/p95": {2: (150, 18)}}
     counts = watch_counts([period], levels)
     assert counts.requests == 100
     assert counts.bad == {ERRORS: 8, "latency/p95": 8}

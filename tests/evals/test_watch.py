@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from configs.policy import Policy
-from evals.burn import FAILURES_MIN, add_minutes, burns
+from evals.burn import BAD_MIN, add_minutes, burns
 from evals.control import (
     Answered,
     Cells,
@@ -152,6 +152,7 @@ def test_only_the_watched_version_is_counted() -> None:
         "a fast failure is no quick answer"
     )
     assert seen.minutes == {1: (2, 1), 2: (1, 0)}
+    assert seen.slow == {"latency/p95": {1: (2, 2), 2: (1, 0)}}
 
 
 # -- the control and the decision --------------------------------------------------------------------
@@ -294,8 +295,8 @@ def test_a_slow_burn_only_warns() -> None:
 
 
 def test_few_failures_at_little_traffic_never_page() -> None:
-    assert burned([1] * (FAILURES_MIN - 1), requests=2) == ()
-    assert burned([1] * FAILURES_MIN, requests=2)
+    assert burned([1] * (BAD_MIN - 1), requests=2) == ()
+    assert burned([1] * BAD_MIN, requests=2)
 
 
 def test_three_days_fit_into_few_buckets_and_lose_nothing() -> None:
