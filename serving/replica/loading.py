@@ -36,14 +36,9 @@ def load_model(uri: str, *, tracking_uri: str, cache_dir: Path, model_dir: Path 
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow
     from mlflow.pyfunc import load_model as load_pyfunc
 
-    if model_dir is None:
-        mlflow.set_tracking_uri(tracking_uri)
-        folder = fetch_model(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
-    else:
-        folder = model_dir
+    folder = model_dir or fetch_model(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
     try:
         served = ServedModel(load_pyfunc(str(folder)))
     except Exception as error:
@@ -57,6 +52,9 @@ def load_model(uri: str, *, tracking_uri: str, cache_dir: Path, model_dir: Path 
 
 def fetch_model(uri: str, *, tracking_uri: str, cache_dir: Path) -> Path:
     """The folder of a version's local copy, downloaded where it is not there yet."""
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri)  # a download of `models:/` asks the registry beside this one
     key = _resolve(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
     folder = cache_dir / key
     if folder.is_dir():

@@ -373,11 +373,8 @@ def _as_it_is(found: Found) -> Route | None:
 
 def _fetching(settings: Settings) -> Callable[[str], Path]:
     def fetch(uri: str) -> Path:
-        import mlflow
-
         from serving.replica.loading import fetch_model
 
-        mlflow.set_tracking_uri(settings.mlflow_url)  # a models:/ URI is looked up in the registry beside it
         return fetch_model(uri, tracking_uri=settings.mlflow_url, cache_dir=settings.state_dir / "models")
 
     return fetch
