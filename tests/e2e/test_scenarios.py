@@ -9,7 +9,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import pandas as pd
 import pytest
 
 from serving.gateway.keys import Keys
+from serving.journal import Journal
+from serving.records import ReleaseRow
 from serving.secret_files import Secret, read_or_create
 from serving.supervision import Supervisor
 from tests.e2e.stand import INTERLOCK, POLICY, Stand, Traffic, eventually, kill, own_settings, promote
@@ -61,7 +63,7 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stand]:
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As soon as it exists, what every version depends on is broken."""
+    """As soon as it exists, what versions registered with it depend on is broken."""
     return tmp_path_factory.mktemp("faults") / "upstream"
 
 
@@ -233,24 +235,71 @@ def stage(name: str) -> Callable[[dict[str, Any]], bool]:
     return lambda one: one["state"] == "RUNNING" and one["stage"] == name
 
 
-@pytest.mark.parametrize("where", ["evaluate", "shadow"])
+def kill_in(stand: Stand, version: str, where: str) -> ReleaseRow:
+    """Kill a release's flow run as soon as it is in a stage. The release as it was then."""
+    with closing(Journal(stand.settings.journal)) as journal:
+
+        def newest() -> ReleaseRow:
+            return journal.releases("sums", version=version)[0]
+
+        eventually(lambda: journal.releases("sums", version=version) and newest().flow_run_id, 120, 0.05)
+        process = stand.flow_process(newest().flow_run_id)  # looked up before: some stages are short
+        eventually(lambda: newest().mlflow_run_id and newest().stage.value == where, 300, 0.05)
+        kill(process)
+        return newest()
+
+
+@pytest.mark.parametrize("where", ["evaluate", "stage", "shadow"])
 def test_a_flow_killed_in_a_stage_is_safe_and_completes_when_run_again(
     stand: Stand, steady: Traffic, where: str
 ) -> None:
+    """Without staging, the stage called `stage` is the candidate's placing."""
     champion = stand.status()["champion"]
     version = stand.register(offset=0.006 + len(where) / 1000)
-    stand.alias(version)
-    running = stand.await_release(version, stage(where), 300)
     began = time.time()
-    kill(stand.flow_process(running["flow_run_url"].rsplit("/", 1)[1]))
+    stand.alias(version)
+    running = kill_in(stand, version, where)
     safe = stand.await_release(version, lambda one: one["state"] == "INTERRUPTED", 240)
-    assert safe["release"] == running["release"]
+    assert (safe["release"], safe["stage"]) == (running.id, where)
+    placed = [line for line in stand.audit("placed") if line["release_id"] == running.id]
+    assert bool(placed) == (where == "shadow"), "killed while it was placed, not after it"
     eventually(lambda: stand.status()["live"]["route"]["share_bp"] == 0, 30)
     assert stand.status()["champion"] == champion
+    assert stand.aliases()["candidate"] == version
+    assert {seen for _, seen in steady.since(began)} == {champion}
     stand.interlock("resume", "sums")
     done = stand.await_release(version, ended, 300)
+    assert (done["state"], done["release"]) == ("PROMOTED", running.id)
+    assert {status for status, _ in steady.since(began)} == {200}
+
+
+def test_a_flow_killed_in_its_promotion_leaves_it_decided_and_the_sweep_finishes_it(
+    stand: Stand, steady: Traffic
+) -> None:
+    """MLflow hangs meanwhile, so that the promotion is between its decision and the aliases for sure."""
+    before = stand.status()["champion"]
+    version = stand.register(offset=0.007)
+    stand.alias(version)
+    running = stand.await_release(version, in_canary, 300)
+    process = stand.flow_process(running["flow_run_url"].rsplit("/", 1)[1])
+    began = time.time()
+    with stopped(stand, "mlflow"):
+        eventually(lambda: stand.status()["champion"] == version, 240, 1)
+        kill(process)
+        eventually(lambda: stand.flow_state(running) == "Crashed", 120, 1)
+        decided = stand.status()["intent"]
+        assert (decided["kind"], decided["release_id"]) == ("promote", running["release"]), (
+            "MLflow knows nothing"
+        )
+        eventually(lambda: {seen for _, seen in steady.since(time.time() - 1)} == {version}, 30)
+    sweep(stand)
+    assert stand.status()["intent"] is None
+    assert stand.aliases() == {"champion": version, "previous": before}
+    done = stand.await_release(version, ended, 60)
     assert (done["state"], done["release"]) == ("PROMOTED", running["release"])
     assert {status for status, _ in steady.since(began)} == {200}
+    again = stand.interlock("release", "sums", version, "--wait", check=False)
+    assert f"version {version} is the champion already" in again
 
 
 def drift_of(stand: Stand) -> dict[str, Any]:
@@ -291,9 +340,9 @@ def test_drift_without_harm_is_logged_and_moves_nothing(
 def test_drift_that_hurts_both_versions_alerts_and_rolls_nothing_back(
     stand: Stand, steady: Traffic, upstream: Path
 ) -> None:
-    before = stand.status()["champion"]
-    version = stand.register(offset=0.008, breaks_on=upstream)
-    promote(stand, version)
+    before, version = (stand.register(offset=offset, breaks_on=upstream) for offset in (0.009, 0.008))
+    for one in (before, version):
+        promote(stand, one)
     assert stand.status()["other_version"] == before, "the previous version is at hand"
     began = time.time()
     upstream.touch()

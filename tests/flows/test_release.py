@@ -11,8 +11,8 @@ from prefect.client.schemas.objects import State, StateType
 
 from flows import release as flow_module
 from flows.release import release_model
-from serving.records import ReleaseState
-from tasks import ramp, ramp_evidence, stages, transitions
+from serving.records import ReleaseState, Stage
+from tasks import ramp, ramp_evidence, stages, sweeping, transitions
 from tasks.bench import Bench
 from tests.flows.world import Version, World, failing
 from tests.tasks.doubles import Killed
@@ -239,6 +239,45 @@ def test_killed_after_any_stage_the_release_resumes_to_the_same_end(
     assert world.newest().id == "flights-v2-1"
     assert world.newest().state is ReleaseState.PROMOTED
     assert world.registry.aliases == {"champion": "2", "previous": "1"}
+
+
+def die(*_: Any, **__: Any) -> None:
+    raise Killed
+
+
+def test_killed_while_it_is_placed_nothing_serves_and_it_resumes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add("2", Version())
+    world.registry.aliases["candidate"] = "2"
+    with monkeypatch.context() as patched:
+        patched.setattr(world.endpoint, "deploy", die)
+        with pytest.raises(Killed):
+            run("2")
+    assert world.newest().stage is Stage.STAGE
+    assert world.serving() == ("1", 0)
+    world.clock.now += world.policy.canary.lease_s + 1
+    assert "made safe" in sweeping.sweep_endpoint.fn("flights")[0]
+    assert world.newest().state is ReleaseState.INTERRUPTED
+    assert world.registry.aliases == {"champion": "1", "candidate": "2"}
+    assert run("2").name == "Promoted"
+    assert world.newest().id == "flights-v2-1"
+
+
+def test_killed_between_the_decision_and_the_aliases_the_sweep_finishes_the_promotion(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add("2", Version())
+    with monkeypatch.context() as patched:
+        patched.setattr(world.registry, "point", die)
+        with pytest.raises(Killed):
+            run("2")
+    assert world.serving() == ("2", 0)
+    assert world.registry.aliases == {"champion": "1"}
+    assert sweeping.sweep_endpoint.fn("flights")[0] == "flights: finished promote of version 2"
+    assert world.newest().state is ReleaseState.PROMOTED
+    assert world.registry.aliases == {"champion": "2", "previous": "1"}
+    assert run("2").name == "Refused"
 
 
 def test_killed_in_the_middle_of_the_canary_it_goes_on_with_the_evidence_that_it_had(
