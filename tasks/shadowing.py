@@ -2,7 +2,7 @@
 
 Nobody sees the candidate's answers. Every look's counts are stored, so a resumed release goes on
 where it was. Replay gives way: it pauses while the champion's own p95 is well above what it was
-before the shadow began.
+before the shadow began. Answers in words that no judge or embeddings server compares wait for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from evals.shadow import PairCounts, ShadowJudge, count_slower, no_shadow, out_o
 from evals.verdict import Outcome, Verdict
 from serving.endpoint import Endpoint, Reply, Slot
 from serving.records import LookRow, Stage
-from serving.replay import EndpointAsker, Pair, Replayer, Side
+from serving.replay import Batch, EndpointAsker, Pair, Replayer, Side
+from tasks.bench import Bench
+from tasks.model_api import ModelApiError
 from tasks.release import Release
 from tasks.text_pairs import TextPairs
 from tasks.trail import DIFFERENCES
@@ -50,12 +52,15 @@ class _Shadow:
     timed_ms: list[float] = field(default_factory=list)
     examples: list[dict[str, Any]] = field(default_factory=list)
     texts: TextPairs | None = None
+    waiting: tuple[Batch, str] | None = None
+    trouble: ModelApiError | None = None
 
 
 def run_shadow(release: Release) -> Verdict:
     """Replay until the evidence decides; INCONCLUSIVE when the policy's time is over.
 
-    Raises `Fenced`, `Aborted`, and what the platform raises.
+    Raises `Fenced`, `Aborted`, what the platform raises, and `ModelApiError` where answers could not be
+    compared until that time was over.
     """
     bench, policy = release.bench, release.bench.policy.shadow
     if not policy.enabled:
@@ -85,17 +90,23 @@ def run_shadow(release: Release) -> Verdict:
                 return verdict
             if bench.clock() > until:
                 _keep_examples(release, shadow)
+                if shadow.trouble is not None:
+                    raise ModelApiError(
+                        f"{bench.name}: answers could not be compared until the shadow's time of "
+                        f"{policy.timeout_s:g} s was over: {shadow.trouble}, then interlock resume {bench.name}"
+                    ) from shadow.trouble
                 return out_of_time(policy, verdict)
 
 
 def _look(release: Release, shadow: _Shadow, replayer: Replayer) -> Verdict:
     bench = release.bench
-    assert shadow.cursor is not None
-    exchanges, cursor = bench.endpoint.exchanges(shadow.cursor, limit=_BATCH_MAX)
-    begun = bench.clock()
-    batch = replayer.run_once(exchanges, budget_s=_LOOK_S)
-    bench.sleep(max(0.0, begun + _LOOK_S - bench.clock()) if len(batch.pairs) == 0 else 0.0)
-    counts = count_pairs(release, shadow, batch.pairs)
+    batch, cursor = shadow.waiting or _replay(bench, shadow, replayer)
+    try:
+        counts = count_pairs(release, shadow, batch.pairs)
+    except ModelApiError as error:
+        shadow.waiting, shadow.trouble = (batch, cursor), error
+        return _wait(release, error)
+    shadow.waiting = shadow.trouble = None
     verdict = shadow.judge.look(counts)
     now = bench.clock()
     release.meter.look(now=now)
@@ -133,8 +144,29 @@ def _look(release: Release, shadow: _Shadow, replayer: Replayer) -> Verdict:
     return verdict
 
 
+def _replay(bench: Bench, shadow: _Shadow, replayer: Replayer) -> tuple[Batch, str]:
+    """What came of the newest requests, and where to read on."""
+    assert shadow.cursor is not None
+    exchanges, cursor = bench.endpoint.exchanges(shadow.cursor, limit=_BATCH_MAX)
+    begun = bench.clock()
+    batch = replayer.run_once(exchanges, budget_s=_LOOK_S)
+    bench.sleep(max(0.0, begun + _LOOK_S - bench.clock()) if len(batch.pairs) == 0 else 0.0)
+    return batch, cursor
+
+
+def _wait(release: Release, error: ModelApiError) -> Verdict:
+    """A look at which nothing could be compared: its pairs are kept, and nothing more is replayed."""
+    verdict = Verdict(Outcome.INCONCLUSIVE, f"waits to compare answers: {error}")
+    release.progress({"outcome": verdict.outcome.value, "reason": verdict.reason})
+    release.bench.sleep(_LOOK_S)
+    return verdict
+
+
 def count_pairs(release: Release, shadow: _Shadow, pairs: Sequence[Pair]) -> PairCounts:
-    """Compare pairs and count. The first timed pairs set the latency thresholds, later ones count."""
+    """Compare pairs and count. The first timed pairs set the latency thresholds, later ones count.
+
+    Raises `ModelApiError` with nothing changed, so that the same pairs can be counted later.
+    """
     policy = release.bench.policy
     table = {(False, False): 0, (True, False): 0, (False, True): 0, (True, True): 0}
     disagreeing = 0

@@ -28,6 +28,7 @@ from tasks.costing import cost_numbers, release_cost
 from tasks.documents import write_documents
 from tasks.evaluation import evaluate_candidate
 from tasks.guard_schedule import stand_guard
+from tasks.model_api import ModelApiError
 from tasks.prompt_registry import subject
 from tasks.ramp import run_canary
 from tasks.release import Aborted, Release, open_release
@@ -182,10 +183,24 @@ def place_candidate(release: Release) -> EndpointRow:
     return row
 
 
-@task(name="shadow", **_RETRIED)
 def shadow(release: Release) -> Verdict:
-    """Copies of live requests, answered by the candidate, seen by nobody."""
-    return _stage(release, Stage.SHADOW, run_shadow)
+    """Copies of live requests, answered by the candidate, seen by nobody.
+
+    Raises `Stopped` where answers in words could not be compared until the stage's time was over.
+    """
+    answer = _shadow(release)
+    if isinstance(answer, Stopped):
+        raise answer
+    return answer
+
+
+@task(name="shadow", **_RETRIED)
+def _shadow(release: Release) -> Verdict | Stopped:
+    """A server that was away is an answer, returned: raised, Prefect would log it as a stack trace."""
+    try:
+        return _stage(release, Stage.SHADOW, run_shadow)
+    except ModelApiError as error:
+        return Stopped.by(error)
 
 
 def approval_comes_first(release: Release) -> bool:

@@ -43,7 +43,7 @@ class Difference:
 
 
 class TextPairs:
-    """Compares pairs of answers and keeps the most different ones. Raises ModelApiError."""
+    """Compares pairs of answers and keeps the most different ones."""
 
     def __init__(self, release: Release, policy: TextShadow) -> None:
         self._release = release
@@ -53,7 +53,10 @@ class TextPairs:
         self.judged_no_worse = 0
 
     def compare(self, pairs: Sequence[Pair]) -> list[Agreement]:
-        """One agreement a pair; both sides of every pair have answered."""
+        """One agreement a pair; both sides of every pair have answered.
+
+        Raises ModelApiError, with nothing kept of these pairs, where judge or embeddings do not answer.
+        """
         if not pairs:
             return []
         ours, theirs = _texts(pairs, candidate=True), _texts(pairs, candidate=False)
@@ -99,19 +102,24 @@ class TextPairs:
     ) -> None:
         """Ask the judge about some that are apart, and remember those apart for the page."""
         apart = [index for index, one in enumerate(found) if not one.agree]
-        asked = apart[: self._policy.judge_apart] if self._judge is not None else []
+        prompts = {index: read_prompt(pairs[index].exchange.request) or "" for index in apart}
+        preferences = {
+            index: self._judge.compare(Question(prompts[index]), one, other)
+            for index in apart[: self._policy.judge_apart]
+            if self._judge is not None
+            and (one := ours[index]) is not None
+            and (other := theirs[index]) is not None
+        }
         for index in apart:
-            prompt = read_prompt(pairs[index].exchange.request) or ""
             judged = ""
-            one, other = ours[index], theirs[index]
-            if index in asked and self._judge is not None and one is not None and other is not None:
-                preference = self._judge.compare(Question(prompt), one, other)
+            if (preference := preferences.get(index)) is not None:
                 no_worse = preference.score >= 0.5 and not preference.follows_order
                 judged = "no worse" if no_worse else "worse, or undecided"
                 if no_worse:
                     self.judged_no_worse += 1
                     found[index] = Agreement(True, largest=found[index].largest)
-            self._keep(pairs[index].request_id, found[index].largest, prompt, (one, other), judged)
+            answers = ours[index], theirs[index]
+            self._keep(pairs[index].request_id, found[index].largest, prompts[index], answers, judged)
 
     def _keep(
         self, request_id: str, distance: float, prompt: str, texts: tuple[str | None, str | None], judged: str

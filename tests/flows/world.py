@@ -155,6 +155,7 @@ class World:
         self._rng = np.random.default_rng(7)
         self._sent = 0
         self.on_second: Callable[[], None] = lambda: None
+        self.request: Callable[[int], bytes] = lambda number: f"body {number}".encode()
         rng = np.random.default_rng(1)
         signal = rng.normal(size=HELD_OUT_ROWS)
         late = (signal + rng.normal(scale=0.8, size=HELD_OUT_ROWS) > 0).astype(int)
@@ -196,7 +197,7 @@ class World:
                 for _ in range(round(self.requests_per_s * min(1.0, seconds))):
                     self._sent += 1
                     user = f"user-{self._rng.integers(0, 100_000)}"
-                    self.endpoint.send(f"body {self._sent}".encode(), user=user)
+                    self.endpoint.send(self.request(self._sent), user=user)
             self.on_second()
 
     def keep_claim(self) -> None:

@@ -14,12 +14,16 @@ Embed = Callable[[str], list[float]]
 
 
 class ModelServer:
-    """What was asked, and what is answered. `failures` are statuses to answer before anything else."""
+    """What was asked, and what is answered.
+
+    `failures` are statuses to answer before anything else, or after `answers_before_failures` answers.
+    """
 
     def __init__(self, chat: Chat, embed: Embed) -> None:
         self.chat = chat
         self.embed = embed
         self.failures: list[int] = []
+        self.answers_before_failures = 0
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.url = ""
@@ -44,9 +48,11 @@ def model_server(chat: Chat = lambda messages: "{}", embed: Embed = words) -> It
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             state.asked.append(body)
             state.headers.append({name.lower(): value for name, value in self.headers.items()})
-            if state.failures:
+            if state.failures and state.answers_before_failures == 0:
                 self._reply(state.failures.pop(0), {"error": {"message": "not now"}})
-            elif self.path.endswith("/embeddings"):
+                return
+            state.answers_before_failures = max(0, state.answers_before_failures - 1)
+            if self.path.endswith("/embeddings"):
                 rows = [{"index": i, "embedding": state.embed(text)} for i, text in enumerate(body["input"])]
                 self._reply(200, {"data": rows[::-1]})
             else:

@@ -11,6 +11,7 @@ import pytest
 from evals.shadow import ShadowJudge
 from serving.endpoint import Exchange, Reply
 from serving.replay import Pair
+from tasks.model_api import ModelApiError
 from tasks.shadowing import _Shadow as ShadowState  # what the loop carries
 from tasks.shadowing import count_pairs
 from tasks.text_pairs import TextPairs
@@ -121,3 +122,22 @@ def test_the_page_shows_nothing_where_the_policy_says_so(tmp_path: Path) -> None
     assert page is not None
     assert "nine" not in page
     assert "not shown" in page
+
+
+def test_pairs_that_nobody_could_judge_are_counted_once_the_judge_is_back(tmp_path: Path) -> None:
+    with model_server(lambda _: '{"better": 0}') as server:
+        stand = Stand(tmp_path, {"judge_apart": 5}, server.url)
+        release: Any = stand
+        shadow = ShadowState(ShadowJudge(stand.policy.shadow, 0.05, stand.policy.canary.latency))
+        assert stand.policy.shadow.text is not None
+        shadow.texts = TextPairs(release, stand.policy.shadow.text)
+        pairs = [pair("Thirty days, sure."), pair(OTHER)]
+        server.answers_before_failures, server.failures = 2, [503]
+        with pytest.raises(ModelApiError, match=r"503.*Next:"):
+            count_pairs(release, shadow, pairs)
+        assert shadow.texts.page() is None
+        counts = count_pairs(release, shadow, pairs)
+    assert (counts.disagreeing, counts.pairs, shadow.texts.judged_no_worse) == (0, 2, 2)
+    page = shadow.texts.page()
+    assert page is not None
+    assert page.count(OTHER) == 1
