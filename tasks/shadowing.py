@@ -93,7 +93,8 @@ def run_shadow(release: Release) -> Verdict:
                 if shadow.trouble is not None:
                     raise ModelApiError(
                         f"{bench.name}: answers could not be compared until the shadow's time of "
-                        f"{policy.timeout_s:g} s was over: {shadow.trouble}, then interlock resume {bench.name}"
+                        f"{policy.timeout_s:g} s was over: {shadow.trouble}, then interlock resume "
+                        f"{bench.name}"
                     ) from shadow.trouble
                 return out_of_time(policy, verdict)
 
