@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ROWS_AT_ONCE = 10_000
+_PANDAS_INDEX = r"__index_level_\d+__"
+"""How pandas names an index without a name in Parquet: no column of the data."""
 
 
 def sample_file(path: Path, *, rows: int, seed: int) -> pd.DataFrame:
     """At most `rows` rows of a parquet or CSV file, drawn while scanning, the same for the same seed.
 
-    Raises `SetupError` for a file that is neither.
+    An index that pandas wrote along is left out. Raises `SetupError` for a file that is neither.
     """
     import duckdb
 
@@ -30,11 +32,12 @@ def sample_file(path: Path, *, rows: int, seed: int) -> pd.DataFrame:
         database.execute(f"SET memory_limit = '{READ_MEMORY_MIB}MiB'")
         database.execute("SET threads = 1")  # a reservoir is repeatable on one thread only
         try:
-            return database.execute(query).df()
+            frame = database.execute(query).df()
         except duckdb.Error as error:
             raise SetupError(
                 f"{path} could not be read as a table: {str(error)[:200]}. Next: write it as parquet or CSV"
             ) from error
+    return frame.loc[:, ~frame.columns.str.fullmatch(_PANDAS_INDEX)]
 
 
 def stream_file(path: Path, columns: Sequence[str]) -> Generator[list[tuple[Any, ...]]]:

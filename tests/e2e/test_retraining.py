@@ -55,8 +55,8 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stand]:
     sample = winter.sample(5000, random_state=1)
     answers = retrain.probabilities(fitted, sample)
     sample[list(FEATURES)].assign(prediction=answers).to_parquet(folder / "spring.parquet")
-    july[[*FEATURES, LABEL]].to_parquet(folder / "held_out.parquet")
-    july[list(FEATURES)].to_parquet(folder / "live.parquet")
+    july[[*FEATURES, LABEL]].to_parquet(folder / "held_out.parquet", index=False)
+    july[list(FEATURES)].to_parquet(folder / "live.parquet", index=False)
     try:
         made.interlock("up")
         # as its person would do it for the first time, by hand

@@ -83,7 +83,7 @@ class Station:
 
     def __init__(self, folder: Path, **section: Any) -> None:
         self.folder = folder
-        people(4000, 0).to_parquet(folder / "reference.parquet")
+        people(4000, 0).sample(frac=1, random_state=0).to_parquet(folder / "reference.parquet")
         values = {"reference": {"kind": "file", "path": "../reference.parquet"}, "window_s": HOUR}
         self.policy = Policy.model_validate(
             {
