@@ -349,6 +349,8 @@ def _lacking(policy: Policy) -> list[str]:
         found.append("canary.quality needs a section `labels:`, which says where the truth comes from")
     if policy.canary.quality is not None and policy.platform != "local":
         found.append("canary.quality needs platform: local: elsewhere requests are only counted")
+    if policy.watch.measures and policy.platform != "local":
+        found.append("watch.measures needs platform: local: elsewhere requests are only counted")
     if policy.platform != "local":
         captured = {"drift": policy.drift, "labels": policy.labels, "watch.quality": policy.watch.quality}
         found += [

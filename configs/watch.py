@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from configs.measures import MeasureBudget, MeasureName
 from configs.section import LatencyBudget, Probability, Section
 
 
@@ -37,6 +38,18 @@ SRE_WORKBOOK = (
     BurnWindow(long_s=259_200, short_s=21_600, rate=1, severity="warning"),
 )
 """The numbers of Google's SRE workbook, chapter 5 (2%, 5% and 10% of a 30-day budget spent)."""
+
+
+class WatchMeasure(Section):
+    """One measure of a request as a service level; the budgets of `canary.measures`, after the promotion."""
+
+    budget: MeasureBudget = Field(description="Absolute budget, in its unit.")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> WatchMeasure:
+        if self.budget == MeasureBudget():
+            raise ValueError("watch.measures: a budget needs p50, p95 or p99")
+        return self
 
 
 class Control(Section):
@@ -70,6 +83,11 @@ class Watch(Section):
     latency_ms: LatencyBudget = Field(
         default_factory=LatencyBudget,
         description="End-to-end budgets; where all are absent, those of canary.latency.budget_ms.",
+    )
+    measures: dict[MeasureName, WatchMeasure] = Field(
+        default_factory=dict,
+        description="Budgets of what else is measured of a request, by name. Broken, they alert: replays do "
+        "not show them, so they never roll back by themselves.",
     )
     quality: Probability | None = Field(
         default=None, description="Least mean score of labelled answers, in [0, 1]; null: not watched."

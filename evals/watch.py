@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.measures import MEASURES, MeasureBudget
 from configs.policy import Policy
+from configs.section import LatencyBudget
 from evals.sequential import BINARY, LEVELS, OneSample, odds_times, times
 from evals.verdict import Finding, Outcome, Verdict
 from evals.wording import capped_e, e_text
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 ERRORS = "errors"
 QUALITY = "quality"
-_FAMILY = {ERRORS: 0.4, "latency": 0.4, QUALITY: 0.2}
+_FAMILY = {ERRORS: 0.4, "latency": 0.4, "measures": 0.4, QUALITY: 0.2}
 _TAILS = {"p50": 0.5, "p95": 0.05, "p99": 0.01}
 _UNSTAKED = 0.5
 _MINUTE_S = 60
@@ -46,13 +48,19 @@ _MINUTE_S = 60
 class Level:
     """One service level: the mean badness that it allows, and its share of alpha.
 
-    `budget_ms` is set where the badness is 1{waited longer}.
+    `budget_ms` is set where the badness is 1{waited longer}, `most` where it is 1{the measure is above it}.
     """
 
     name: str
     limit: float
     weight: float
     budget_ms: float | None = None
+    most: float | None = None
+
+    @property
+    def gauge(self) -> str:
+        """The measure's name, such as ttft_ms; "" for a level of something else."""
+        return "" if self.most is None else self.name.partition("/")[0]
 
     def process(self) -> OneSample:
         """Null: the mean badness is at most the limit."""
@@ -69,30 +77,42 @@ class Level:
 def levels_of(policy: Policy) -> tuple[Level, ...]:
     """The policy's service levels, each with its share of alpha; a family that is absent gives its own."""
     watch = policy.watch
-    own = any(getattr(watch.latency_ms, name) is not None for name in _TAILS)
-    budgets = watch.latency_ms if own else policy.canary.latency.budget_ms
-    found: dict[str, list[tuple[str, float, float | None]]] = {}
+    budgets = watch.latency_ms if _budgeted(watch.latency_ms) else policy.canary.latency.budget_ms
+    found: dict[str, list[tuple[str, float, float | None, float | None]]] = {}
     if watch.error_rate is not None:
-        found[ERRORS] = [(ERRORS, watch.error_rate, None)]
-    limits = [(name, getattr(budgets, name)) for name in _TAILS if getattr(budgets, name) is not None]
-    if limits:
-        found["latency"] = [(f"latency/{name}", _TAILS[name], float(limit)) for name, limit in limits]
+        found[ERRORS] = [(ERRORS, watch.error_rate, None, None)]
+    if limits := _budgeted(budgets):
+        found["latency"] = [(f"latency/{name}", _TAILS[name], limit, None) for name, limit in limits]
+    if watch.measures:
+        found["measures"] = [
+            (f"{measure}/{name}", _TAILS[name], None, limit)
+            for measure, about in watch.measures.items()
+            for name, limit in _budgeted(about.budget)
+        ]
     if watch.quality is not None:
-        found[QUALITY] = [(QUALITY, 1 - watch.quality, None)]
+        found[QUALITY] = [(QUALITY, 1 - watch.quality, None, None)]
     total = sum(_FAMILY[family] for family in found)
     return tuple(
-        Level(name, limit, _FAMILY[family] / total / len(members), budget)
+        Level(name, limit, _FAMILY[family] / total / len(members), budget, most)
         for family, members in found.items()
-        for name, limit, budget in members
+        for name, limit, budget, most in members
     )
+
+
+def _budgeted(budgets: LatencyBudget | MeasureBudget) -> list[tuple[str, float]]:
+    """The quantiles that have a budget, with it."""
+    found = {name: getattr(budgets, name) for name in _TAILS}
+    return [(name, float(limit)) for name, limit in found.items() if limit is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class WatchCounts:
     """What one look saw of the version that serves: counts, and nothing that names anybody.
 
-    `bad` counts requests by level (errors, latency). `stuck` requests are still under way and have
-    waited for longer than every budget: they count as slow for this look, and are not played yet.
+    `bad` counts requests by level (errors, latency, measures). `known` counts, by level, those whose measure
+    is known: an answer that is not streamed has no first token, a failure no price. `stuck` requests are
+    still under way and have waited for longer than every budget: they count as slow for this look, and are
+    not played yet.
     `quality` counts labelled answers by badness (`evals.sequential.LEVELS`). `minutes` has
     requests and failures by minute of arrival (seconds since the epoch // 60), `slow` the same of
     requests beyond each latency level's budget.
@@ -104,6 +124,7 @@ class WatchCounts:
     quality: tuple[int, ...] = ()
     minutes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     slow: Mapping[str, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
+    known: Mapping[str, int] = field(default_factory=dict)
 
 
 def count_requests(
@@ -112,6 +133,7 @@ def count_requests(
     """Count the requests that were assigned to `version`; `frame` as `Endpoint.observations` has it."""
     ours = frame[frame["version"] == version]
     bad: dict[str, int] = {}
+    known: dict[str, int] = {}
     slow: dict[str, dict[int, tuple[int, int]]] = {}
     arrived = np.asarray(ours["time"], float)
     for level in levels:
@@ -122,8 +144,12 @@ def count_requests(
             late = (ours["total_ms"] > level.budget_ms) | ours["failed"]
             bad[level.name] = int(late.sum())
             slow[level.name] = _by_minute(arrived, np.asarray(late, float))
+        elif level.most is not None:
+            values = np.asarray(ours[level.gauge] if level.gauge in ours.columns else [], float)
+            values = values[np.isfinite(values)]
+            bad[level.name], known[level.name] = int((values > level.most).sum()), len(values)
     minutes = _by_minute(arrived, np.asarray(ours["failed"], float))
-    return WatchCounts(len(ours), bad, stuck, (), minutes, slow)
+    return WatchCounts(len(ours), bad, stuck, (), minutes, slow, known)
 
 
 def _by_minute(arrived: NDArray[np.float64], bad: NDArray[np.float64]) -> dict[int, tuple[int, int]]:
@@ -157,7 +183,8 @@ class WatchJudge:
             self._begin(level)
             kept = stored.get(level.name)
             # other limits are other questions: what was bet on the old ones is void
-            if kept is None or [kept["limit"], kept["budget_ms"]] != [level.limit, level.budget_ms]:
+            asked = [level.limit, level.budget_ms, level.most]
+            if kept is None or [kept["limit"], kept["budget_ms"], kept.get("most")] != asked:
                 continue
             self._processes[level.name].wealth.restore(kept["log_bets"], float(kept["reserve"]))
             self._stakes[level.name] = int(kept["stakes"])
@@ -200,9 +227,8 @@ class WatchJudge:
             return Verdict(Outcome.INCONCLUSIVE, "the policy has no service level to watch")
         if not counts.requests:
             return Verdict(Outcome.INCONCLUSIVE, "no requests since the last look")
-        rates = ", ".join(
-            f"{name} {counts.bad[name] / counts.requests:.2%}" for name in counts.bad if counts.requests
-        )
+        shares = {name: (bad, counts.known.get(name, counts.requests)) for name, bad in counts.bad.items()}
+        rates = ", ".join(f"{name} {bad / total:.2%}" for name, (bad, total) in shares.items() if total)
         return Verdict(Outcome.INCONCLUSIVE, f"no evidence of harm: {counts.requests} requests, {rates}")
 
     def numbers(self) -> dict[str, float]:
@@ -218,6 +244,7 @@ class WatchJudge:
             kept[level.name] = {
                 "limit": level.limit,
                 "budget_ms": level.budget_ms,
+                "most": level.most,
                 "log_bets": [float(bet) for bet in wealth.log_bets],
                 "reserve": wealth.reserve,
                 "stakes": self._stakes[level.name],
@@ -241,6 +268,9 @@ class WatchJudge:
         elif level.budget_ms is not None:
             words = f"{rate:.1%} of {total} requests waited over {level.budget_ms:g} ms"
             words += f", the level is {level.limit:g}" + (f"; {stuck} more still wait" if stuck else "")
+        elif level.most is not None:
+            words = f"{MEASURES[level.gauge]}: {rate:.1%} of {total} requests were over {level.most:g}"
+            words += f", the level is {level.limit:g}"
         else:
             words = f"{rate:.1%} of {total} requests failed, the level is {level.limit:.2%}"
         needed = self._needed(level)
@@ -272,4 +302,5 @@ def _units(level: Level, counts: WatchCounts) -> tuple[int, ...]:
     if level.name == QUALITY:
         return counts.quality
     bad = counts.bad.get(level.name, 0)
-    return (counts.requests - bad, bad)
+    total = counts.requests if level.most is None else counts.known.get(level.name, 0)
+    return (total - bad, bad)

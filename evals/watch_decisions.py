@@ -53,6 +53,7 @@ def record_of(
             "bad": dict(counts.bad),
             "stuck": counts.stuck,
             "quality": list(counts.quality),
+            "known": dict(counts.known),
         },
         "previous": {**asdict(asked.previous), "state": asked.previous.state.value},
         "cells": {name: cells.as_dict() for name, cells in asked.cells.items()},
@@ -69,7 +70,13 @@ def decide_again(stats: Mapping[str, Any]) -> dict[str, Any]:
     policy = Policy.model_construct(watch=watch, canary=Canary.model_construct(latency=latency))
     judge = WatchJudge(policy, stats["before"])
     kept = stats["counts"]
-    counts = WatchCounts(kept["requests"], kept["bad"], kept["stuck"], tuple(kept["quality"]))
+    counts = WatchCounts(
+        kept["requests"],
+        kept["bad"],
+        kept["stuck"],
+        tuple(kept["quality"]),
+        known=kept.get("known", {}),
+    )
     harms = judge.look(counts, now=float(stats["now"]))
     control = None
     if stats["is_final"] is not None:

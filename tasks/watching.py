@@ -236,7 +236,12 @@ def _decide(
     rests = memory.asked_at > 0 and now - memory.asked_at < watch.control.every_s
     if rests:
         return Decision(Step.GO_ON, f"{harms[0].finding.reason}; the control was asked lately")
-    row, previous = find_previous(bench, row)
+    if all(harm.level.gauge for harm in harms):
+        previous = Previous(
+            "", PreviousState.AWAY, "it is measured of live requests only, replays do not show it"
+        )
+    else:
+        row, previous = find_previous(bench, row)
     control: ControlVerdict | None = None
     if previous.state is PreviousState.WARM:
         keep_warm(bench, row)

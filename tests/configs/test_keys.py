@@ -26,6 +26,7 @@ def test_keys_are_those_of_a_whole_policy() -> None:
     content |= {
         "replicas": {"batch": {"max_rows": 3}},
         "drift": {},
+        "watch": {"measures": {"ttft_ms": {"budget": {"p95": 800}}}},
         "labels": {},
         "canary": {"measures": {"ttft_ms": {}}, "quality": {}},
         "drill": {},
@@ -54,7 +55,8 @@ def test_keys_are_those_of_a_whole_policy() -> None:
     texts = content | {"evaluation": generation_content()}
     dumps = [Policy.model_validate(one).model_dump(mode="json") for one in (content, texts)]
     for dump in dumps:
-        dump["canary"]["measures"] = {"NAME": dump["canary"]["measures"]["ttft_ms"]}
+        for section in ("canary", "watch"):
+            dump[section]["measures"] = {"NAME": dump[section]["measures"]["ttft_ms"]}
     found = [leaves(dump) for dump in dumps]
     assert set().union(*found) == {key.path for key in policy_keys() if not key.is_section}
 

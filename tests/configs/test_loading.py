@@ -190,6 +190,15 @@ def with_own_prices_for_a_provider(content: dict[str, Any]) -> None:
     content["serving"] = {"runtime": "api", "api": {"provider": "openai"}, "price": price}
 
 
+def watching_measures_elsewhere(content: dict[str, Any]) -> None:
+    content["watch"] = {"measures": {"ttft_ms": {"budget": {"p95": 800}}}}
+    content |= {"platform": "sagemaker", "sagemaker": whole_sagemaker(), "assign_by": "request"}
+
+
+def watching_a_measure_without_a_budget(content: dict[str, Any]) -> None:
+    content["watch"] = {"measures": {"ttft_ms": {"budget": {}}}}
+
+
 def rehearsed_with_captures(content: dict[str, Any]) -> None:
     content["evaluation"] = generation_content()
     content["environments"] = {"staging": {"load_test": {"rate_per_s": 1, "payloads": "captures"}}}
@@ -204,6 +213,8 @@ def rehearsed_without_prompts(content: dict[str, Any]) -> None:
     [
         (rehearsed_with_captures, "load_test.payloads: captures is not for language models"),
         (rehearsed_without_prompts, "needs evaluation.task: generation"),
+        (watching_measures_elsewhere, "watch.measures needs platform: local"),
+        (watching_a_measure_without_a_budget, "a budget needs p50, p95 or p99"),
         (with_labels, "canary.quality needs a section `labels:`"),
         (on_a_counting_platform, "canary.quality needs platform: local"),
         (

@@ -155,6 +155,80 @@ def test_only_the_watched_version_is_counted() -> None:
     assert seen.slow == {"latency/p95": {1: (2, 2), 2: (1, 0)}}
 
 
+# -- measures ----------------------------------------------------------------------------------------
+
+
+def measured(**measures: dict[str, float]) -> Policy:
+    """A policy with these budgets, by measure and quantile."""
+    return policy(measures={name: {"budget": budget} for name, budget in measures.items()})
+
+
+def test_measures_are_levels_beside_the_others() -> None:
+    levels = levels_of(measured(ttft_ms={"p50": 300, "p95": 800}, cost_usd={"p99": 0.02}))
+    assert [level.name for level in levels] == ["errors", "ttft_ms/p50", "ttft_ms/p95", "cost_usd/p99"]
+    assert [level.limit for level in levels[1:]] == [0.5, 0.05, 0.01]
+    assert [level.most for level in levels] == [None, 300, 800, 0.02]
+    assert [level.gauge for level in levels] == ["", "ttft_ms", "ttft_ms", "cost_usd"]
+    assert sum(level.weight for level in levels) == pytest.approx(1)
+
+
+def test_only_requests_whose_measure_is_known_count_for_it() -> None:
+    frame = pd.DataFrame(
+        {
+            "version": ["2", "2", "2", "1", "2"],
+            "failed": [False, False, True, False, False],
+            "total_ms": [9.0] * 5,
+            "time": [NOW] * 5,
+            "ttft_ms": [900.0, 800.0, np.nan, 900.0, np.nan],
+        }
+    )
+    levels = levels_of(measured(ttft_ms={"p95": 800}, itl_ms={"p95": 50}))
+    seen = count_requests(frame, levels, version="2")
+    assert seen.requests == 4
+    assert seen.bad == {"errors": 1, "ttft_ms/p95": 1, "itl_ms/p95": 0}
+    assert seen.known == {"ttft_ms/p95": 2, "itl_ms/p95": 0}
+    assert seen.slow == {}
+    verdict = WatchJudge(measured(ttft_ms={"p95": 800}, itl_ms={"p95": 50})).verdict(seen, NOW)
+    assert verdict.reason == "no evidence of harm: 4 requests, errors 25.00%, ttft_ms/p95 50.00%"
+
+
+def slow_starts(requests: int, slow: int, known: int) -> WatchCounts:
+    return WatchCounts(requests, {"errors": 0, "ttft_ms/p95": slow}, known={"ttft_ms/p95": known})
+
+
+def test_a_measure_over_its_budget_is_harm() -> None:
+    one = measured(ttft_ms={"p95": 800})
+    judge = WatchJudge(one)
+    assert judge.look(slow_starts(4000, 10, 200), now=NOW) == (), "10 of 200 is what a p95 leaves"
+    (harm,) = judge.look(slow_starts(4000, 60, 200), now=NOW)
+    assert harm.level.name == "ttft_ms/p95"
+    assert "time to first token, ms: 30.0% of 200 requests were over 800, the level is 0.05" in (
+        harm.finding.reason
+    )
+    kept = json.loads(json.dumps(judge.as_dict()))
+    assert WatchJudge(one, kept).harms(NOW) == judge.harms(NOW)
+    assert WatchJudge(measured(ttft_ms={"p95": 700}), kept).harms(NOW) == (), "another question"
+    assert count_answers([], levels_of(one)).keys() == {"errors"}, "replays have no first token"
+
+
+def test_requests_without_the_measure_are_no_evidence() -> None:
+    judge = WatchJudge(measured(ttft_ms={"p95": 800}))
+    for _ in range(50):
+        assert judge.look(slow_starts(100, 0, 0), now=NOW) == ()
+    assert judge.numbers()["ttft_ms/p95"] == pytest.approx(0)
+
+
+def test_a_measure_at_its_budget_rarely_alarms_however_often_one_looks() -> None:
+    rng = np.random.default_rng(12)
+    one = policy(alpha=0.05, error_rate=None, measures={"ttft_ms": {"budget": {"p95": 800}}})
+    alarms = 0
+    for _ in range(60):
+        judge = WatchJudge(one)
+        drawn = rng.binomial(20, 0.05, size=500)
+        alarms += any(judge.look(slow_starts(40, int(slow), 20), now=NOW) for slow in drawn)
+    assert alarms <= 8, "60 watches at 5%: 3 expected at most, 8 is its 99.7% point"
+
+
 # -- the control and the decision --------------------------------------------------------------------
 
 
