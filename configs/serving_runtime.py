@@ -45,7 +45,9 @@ class Vllm(Section):
     kv_cache_gib: int = Field(default=4, ge=1, description="KV cache on the CPU, GiB.")
     quantization: str | None = Field(default=None, description="vLLM's name of it: awq, gptq, fp8, ...")
     lora: dict[str, str] = Field(
-        default_factory=dict, description="LoRA adapters by the name that clients ask for: path or reference."
+        default_factory=dict,
+        description="LoRA adapters by the name that clients ask for: a folder on this machine, or what vLLM "
+        "itself fetches (org/name at the Hub). They are no part of a version.",
     )
     options: dict[str, str | int | float | bool] = Field(
         default_factory=dict,

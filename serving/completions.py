@@ -31,7 +31,7 @@ class Completion:
 
 
 def read_completion(body: bytes) -> Completion | None:
-    """The answer in a response body, streamed or not; None for a body that holds none."""
+    """The answer in a response body, streamed or not, the first of several; None where there is none."""
     text = body.decode(errors="replace").lstrip()
     try:
         if text.startswith("{"):
@@ -84,7 +84,9 @@ def _joined(events: list[Mapping[str, Any]]) -> Completion:
     finish, usage = "", None
     for event in events:
         usage = event.get("usage") or usage
-        for choice in (event.get("choices") or [])[:1]:
+        for choice in event.get("choices") or []:
+            if choice.get("index", 0) != 0:
+                continue  # one of several answers: the first stands for them, as in a whole body
             delta = choice.get("delta") or {}
             texts.append(
                 str(delta.get("content") or choice.get("text") or _calls(delta.get("tool_calls") or []))

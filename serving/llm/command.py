@@ -60,9 +60,15 @@ def vllm_command(spec: LlmSpec, source: Source, claim: Claim) -> list[str]:
 
 
 def vllm_environment(spec: LlmSpec, claim: Claim, environ: Mapping[str, str]) -> dict[str, str]:
-    """What vLLM finds: nothing of ours but the capture, no secret, and its GPUs only."""
+    """What vLLM finds: nothing of ours but the capture, and its GPUs only.
+
+    No secret but HF_TOKEN, by which it fetches weights from the Hub. Not VLLM_API_KEY: with it vLLM would
+    refuse the gateway, which has checked the client's key.
+    """
     kept = {
-        name: value for name, value in environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)
+        name: value
+        for name, value in environ.items()
+        if (name in _KEPT or name.startswith(_KEPT_PREFIXES)) and name != "VLLM_API_KEY"
     }
     kept |= {
         "PYTHONPATH": str(_path_with_capture(spec.state_dir)),

@@ -1,0 +1,28 @@
+"""Answers as OpenAI's API writes them, read back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from serving.completions import read_completion
+
+
+def event(*choices: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps({"choices": list(choices)}).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_of_several_answers_in_a_stream_the_first_is_read(together: bool) -> None:
+    said = [
+        ({"index": 1, "delta": {"content": "No"}}, {"index": 0, "delta": {"content": "Yes"}}),
+        ({"index": 1, "delta": {"content": "pe"}}, {"index": 0, "delta": {"content": "!"}}),
+        ({"index": 1, "finish_reason": "length"}, {"index": 0, "finish_reason": "stop"}),
+        ({"index": 1, "delta": {"content": "?"}},),
+    ]
+    parts = [event(*pair) if together else b"".join(event(one) for one in pair) for pair in said]
+    answer = read_completion(b"".join(parts) + b"data: [DONE]\n\n")
+    assert answer is not None
+    assert (answer.text, answer.finish_reason) == ("Yes!", "stop")
