@@ -52,8 +52,10 @@ check: $(STAMP) ## What a commit must pass, in seconds: lint, format, types, imp
 	$(BIN)/lint-imports
 	$(PYTEST) -q -n 2 -m "not slow and not e2e"
 
-# Slow tests that compute, side by side; those that start gateways and stacks one after the other.
-IN_PROCESS := tests/evals tests/examples tests/flows tests/tasks
+# Slow tests that compute, and those that mostly wait (gateways before stand-ins, doubles of clouds), side by side;
+# whole stacks, MLflow servers and vLLM one after the other.
+SIDE_BY_SIDE := tests/evals tests/examples tests/flows tests/tasks $(addprefix tests/serving/,\
+	capture contract gateway hook llm sagemaker vertex)
 
 # Where vLLM's CPU build cannot be had, its tests are skipped and say so.
 test: $(STAMP) ## What CI runs: everything but the full matrix
@@ -61,8 +63,8 @@ test: $(STAMP) ## What CI runs: everything but the full matrix
 	@[ -x .venv-vllm/bin/python ] || $(MAKE) --no-print-directory vllm-env || \
 		{ rm -rf .venv-vllm; echo "vLLM's CPU build could not be installed: its tests are skipped."; }
 	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not e2e"
-	$(PYTEST) -n 2 --dist loadfile -m "slow and not e2e" $(IN_PROCESS)
-	$(PYTEST) -m "slow and not e2e" $(addprefix --ignore=,$(IN_PROCESS))
+	$(PYTEST) -n 2 --dist loadfile -m "slow and not e2e" $(SIDE_BY_SIDE)
+	$(PYTEST) -m "slow and not e2e" $(addprefix --ignore=,$(SIDE_BY_SIDE))
 
 e2e: $(STAMP) ## The full matrix against the real servers
 	$(PYTEST) -m e2e

@@ -15,7 +15,7 @@ from serving.endpoint import Slot
 from serving.slots import SlotFiles
 from tests.serving.gateway.lab import Lab, lab_settings
 from tests.serving.llm.parity import ASKED, outcomes
-from tests.serving.llm.test_vllm import POLICY
+from tests.serving.vllm.test_vllm import POLICY
 
 pytestmark = [
     pytest.mark.e2e,
