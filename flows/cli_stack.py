@@ -191,6 +191,9 @@ def _render_status(found: dict[str, Any]) -> list[Any]:
                 lines.append(f"    what would change it: {verdict['would_change']}")
         if (release["progress"] or {}).get("would_change"):
             lines.append(f"  what would change it: {release['progress']['would_change']}")
+        if cut_short := (release["progress"] or {}).get("cut_short"):
+            shares = ", ".join(f"{arm} {share:.1%}" for arm, share in cut_short.items())
+            lines.append(f"  answers cut short by max_tokens: {shares}")
         if release["cost_words"]:
             lines.append(f"  cost: {release['cost_words']}")
         lines += [f"  {release[link]}" for link in ("flow_run_url", "mlflow_url") if release[link]]

@@ -162,6 +162,7 @@ OBSERVATION_COLUMNS = {
 
 OPTIONAL_COLUMNS = {
     **{name: f"float64: {meaning}; NaN where it is not known" for name, meaning in MEASURES.items()},
+    "cut_short": "float64: 1 where the answer ended because its tokens were used up, else 0; NaN unknown",
     "stratum": "str: requests that are alike, such as a bin of prompt lengths; thresholds may depend on it",
     "quality": "float64: score of the answer by its label in [0, 1]; NaN while there is no label",
 }

@@ -124,7 +124,9 @@ def _look(release: Release, ramp: _Ramp) -> Decision:
     release.meter.look(now=now)
     share = canary.steps[ramp.step]
     guards = guard_numbers(bench, ramp.slot)
-    release.trail.numbers({**look.numbers, **guards, "share_percent": share}, now=now, step=ramp.number)
+    ends = {f"cut_short/{arm}": part for arm, part in seen.cut_short.items()}
+    numbers = {**look.numbers, **guards, **ends, "share_percent": share}
+    release.trail.numbers(numbers, now=now, step=ramp.number)
     release.progress(
         {
             "step": ramp.step + 1,
@@ -135,6 +137,7 @@ def _look(release: Release, ramp: _Ramp) -> Decision:
             "outcome": look.verdict.outcome.value,
             "reason": look.verdict.reason,
             "would_change": look.verdict.would_change,
+            "cut_short": dict(seen.cut_short),
             "advance": look.advance.reason,
             "eta_units": look.verdict.eta_units,
             "eta_s": _eta_s(ramp, look.numbers["units/candidate"], look.verdict.eta_units, now),

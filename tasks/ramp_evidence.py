@@ -35,7 +35,8 @@ class Seen:
     """What one look adds. `watermark` is until when all is seen, in seconds since the epoch.
 
     `extra` is stored with the look, besides its statistics: what `replay` needs. `answered` are all
-    requests by version, whether they count as evidence or not.
+    requests by version, whether they count as evidence or not. `cut_short` is the share of answers that
+    ended because their tokens were used up, by arm, since the first share; it informs, and decides nothing.
     """
 
     statistics: LookStatistics
@@ -47,6 +48,7 @@ class Seen:
     is_idle: bool = False
     """Whether nothing at all was read, so that the source is as it was before."""
     answered: Mapping[str, int] = field(default_factory=dict)
+    cut_short: Mapping[str, float] = field(default_factory=dict)
 
 
 class RampEvidence(Protocol):
@@ -104,6 +106,8 @@ class RequestEvidence:
         )
         self._labels = newest_label(bench) if self._quality else 0
         self._warm_until = 0.0
+        self._cut: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -117,8 +121,10 @@ class RequestEvidence:
         scores = scores_between(self._bench, *labels)
         seen = self._bench.endpoint.observations(cursor, settle_s=self._bench.policy.canary.settle_s)
         self._labels = labels[1]
+        ours = self._ours(seen.frame)
+        self._note_ends(ours)
         return Seen(
-            self._tracker.observe(self._ours(seen.frame), now, scores),
+            self._tracker.observe(ours, now, scores),
             seen.cursor,
             now,
             seen.in_flight.get(self._slot, 0),
@@ -127,6 +133,7 @@ class RequestEvidence:
             | ({"labels": list(labels)} if self._quality else {}),
             len(seen.frame) == 0 and labels[0] == labels[1],
             answered=Counter(seen.frame["version"].tolist()),
+            cut_short={arm: self._cut[arm] / count for arm, count in sorted(self._ended.items())},
         )
 
     def holds(self, share_bp: int, *, asked_at: float, now: float) -> None:
@@ -143,6 +150,7 @@ class RequestEvidence:
             after, until = look.stats.get("labels", (0, 0))
             self._warm_until = float(look.stats.get("warm_until", 0.0))
             frame = self._ours(past.take(int(look.stats["rows"])))
+            self._note_ends(frame)
             self._tracker.observe(frame, look.time, scores_between(self._bench, int(after), int(until)))
         if self._quality:
             self._labels = int((looks[-1] if looks else head).stats["labels"][1])
@@ -152,6 +160,16 @@ class RequestEvidence:
         ours = frame[frame["generation"] >= self._first_generation]
         is_warm = ours["time"] >= self._warm_until
         return ours.assign(candidate=ours["slot"] == self._slot.value, is_warm=is_warm)
+
+    def _note_ends(self, ours: pd.DataFrame) -> None:
+        """Count how the answers of each arm ended, where the platform says so."""
+        if "cut_short" not in ours.columns:
+            return
+        known = ours[ours["cut_short"].notna()]
+        for is_candidate, cut in zip(known["candidate"], known["cut_short"], strict=True):
+            arm = "candidate" if is_candidate else "champion"
+            self._cut[arm] += int(cut)
+            self._ended[arm] += 1
 
 
 class _Past:

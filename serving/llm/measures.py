@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEASURE_COLUMNS = ("ttft_ms", "itl_ms", "tokens_in", "tokens_out", "cost_usd")
+_CUT_SHORT = "length"
+"""The finish reason of an answer whose tokens were used up."""
 _CLOCK_SLACK_S = 5.0
 _WAIT_S = 5 * DRAIN_S
 
@@ -33,7 +35,7 @@ def with_measures(
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> pd.DataFrame:
-    """The observations with `MEASURE_COLUMNS` (float64, NaN unknown) and `stratum` (text, "" unknown).
+    """The observations with `MEASURE_COLUMNS` and `cut_short` (float64, NaN unknown), and `stratum` (text).
 
     `service_ms` becomes the time to the last byte as the replica saw it: the gateway's own, to the
     first byte of the answer, says nothing of a stream. A blocked answer counts as `failed` where
@@ -56,12 +58,17 @@ def with_measures(
         joined[name] = pd.array([line.get(name) for line in found], dtype="Float64").to_numpy(
             "float64", na_value=float("nan")
         )
+    ends = [line.get("finish_reason") or "" for line in found]
+    joined["cut_short"] = pd.Series(
+        [float(end == _CUT_SHORT) if end else float("nan") for end in ends],
+        index=frame.index,
+        dtype="float64",
+    )
     joined["stratum"] = pd.Series(
         [line.get("stratum") or "" for line in found], index=frame.index, dtype=object
     )
     if blocked_is_failure:
-        blocked = [line.get("finish_reason") == BLOCKED for line in found]
-        joined["failed"] |= pd.Series(blocked, index=frame.index, dtype=bool)
+        joined["failed"] |= pd.Series([end == BLOCKED for end in ends], index=frame.index, dtype=bool)
     whole = pd.Series([line.get("service_ms") for line in found], index=frame.index, dtype="float64")
     joined["service_ms"] = whole.fillna(frame["total_ms"]).astype("float64")
     return joined

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import pytest
 from prefect.client.schemas.objects import State
 
 from configs.policy import Policy
+from flows.cli_stack import _render_status
 from flows.release import release_model
-from serving.endpoint import Reply
+from serving.endpoint import Observations, Reply
 from tasks.bench import Bench
+from tasks.status import endpoint_status
 from tests.flows.world import Version, World
 from tests.tasks.model_server import chat_answer
 
@@ -91,3 +95,35 @@ def test_a_prompt_is_released_like_a_model(world: World) -> None:
     assert release_model("flights", prompt=3, return_state=True).name == "Rejected"
     assert world.serving() == ("2+p2", 0)
     assert world.newest().version == "2+p3"
+
+
+def test_how_answers_end_is_told_by_version(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The candidate uses up its tokens four times as often: that is said, and decides nothing."""
+    read = world.endpoint.observations
+
+    def observations(*args: Any, **kwargs: Any) -> Observations:
+        """As a platform of language models has them; every fifth request's end is not known."""
+        frame = (seen := read(*args, **kwargs)).frame
+        number = frame["request_id"].str.removeprefix("request-").astype("int64")
+        often = frame["version"].map({"1": 5, "2": 20}).fillna(0)
+        ends = (number % 25 < often).astype(float).where(number % 5 > 0)
+        return replace(seen, frame=frame.assign(cut_short=ends))
+
+    world.add("1", knows(0.7))
+    assert run("1").name == "Promoted"
+    world.clock.now += 60
+    monkeypatch.setattr(world.endpoint, "observations", observations)
+    lines: list[Any] = []
+
+    def watch_the_soak() -> None:
+        if world.newest().progress.get("step") == 4:
+            lines[:] = _render_status(endpoint_status(world.settings, "flights"))
+
+    world.on_second = watch_the_soak
+    world.add("2", knows(0.7))
+    assert run("2").name == "Promoted"
+    told = {name: value for name, value, *_ in world.runs.points if name.startswith("cut_short/")}
+    assert told == pytest.approx({"cut_short/candidate": 0.8, "cut_short/champion": 0.2}, abs=0.1)
+    (line,) = [line for line in lines if str(line).startswith("  answers cut short by max_tokens: ")]
+    found = {name: float(share.rstrip("%")) / 100 for name, share in re.findall(r"(\w+) ([\d.]+%)", line)}
+    assert found == pytest.approx({"candidate": 0.8, "champion": 0.2}, abs=0.1)

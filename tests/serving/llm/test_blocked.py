@@ -43,3 +43,23 @@ def test_blocked_answers_fail(tmp_path: Path, counts: bool) -> None:
     joined = with_measures(frame, tmp_path / "m", blocked_is_failure=counts, sleep=lambda _: None)
     assert joined["failed"].tolist() == [False, counts, True]
     assert joined["failed"].dtype == bool
+
+
+def test_answers_that_were_cut_short_are_known(tmp_path: Path) -> None:
+    recording = recorder(tmp_path, measures_dir=tmp_path / "m")
+    for number, reason in enumerate(("stop", "length"), start=1):
+        recording.offer(record(number, response=answer(reason)))
+    recording.close()
+    opened = int(next((tmp_path / "m").iterdir()).name.split(".")[1].split("-")[0]) / 1000
+    frame = pd.DataFrame(
+        {
+            "request_id": ["r-1", "r-2", "r-3"],
+            "time": opened,
+            "total_ms": 5.0,
+            "status": [200, 200, 500],
+            "failed": [False, False, True],
+        }
+    )
+    joined = with_measures(frame, tmp_path / "m", sleep=lambda _: None)
+    assert joined["cut_short"].tolist()[:2] == [0.0, 1.0]
+    assert joined["cut_short"].isna().tolist() == [False, False, True]
