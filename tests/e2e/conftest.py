@@ -20,9 +20,10 @@ WATCHED = (
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stand]:
-    """A stack whose endpoint is watched every minute, for 40 s."""
-    made = Stand(own_settings(tmp_path_factory.mktemp("watched")), WATCHED)
+def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Stand]:
+    """A stack whose endpoint is watched every minute, for 40 s. A file may have a policy `WATCHED` of its own."""
+    policy = getattr(request.module, "WATCHED", WATCHED)
+    made = Stand(own_settings(tmp_path_factory.mktemp("watched")), policy)
     try:
         made.interlock("up")
         yield made

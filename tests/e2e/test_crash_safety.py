@@ -8,9 +8,13 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from tests.e2e import conftest
 from tests.e2e.stand import Stand, Traffic, eventually, kill
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200), pytest.mark.xdist_group("real-stack")]
+
+WATCHED = conftest.WATCHED.replace("soak_s: 3", "soak_s: 60")
+"""A ramp that is long enough to be seen by the command line, on a busy machine too."""
 
 
 def crash(stand: Stand, flow_run_id: str) -> None:
