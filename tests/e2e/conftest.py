@@ -21,7 +21,7 @@ WATCHED = (
 
 @pytest.fixture(scope="module")
 def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Stand]:
-    """A stack whose endpoint is watched every minute, for 40 s. A file may have a policy `WATCHED` of its own."""
+    """A stack whose endpoint is watched each minute, for 40 s; by the file's own `WATCHED`, if any."""
     policy = getattr(request.module, "WATCHED", WATCHED)
     made = Stand(own_settings(tmp_path_factory.mktemp("watched")), policy)
     try:
