@@ -4,8 +4,7 @@
 
 Starts a stack of its own, sends 100 requests a second, and releases one good version after the other
 through every stage (60 shadow pairs, shares 25 and 95%, no bake, no soak). Beside it, in the same run, what
-the two servers take by themselves: Prefect from a flow run's creation to its start (a deployment of ours that
-finds nothing to do), and MLflow's own scoring server from its start to its first answer about the same model.
+Prefect takes by itself from a flow run's creation to its start (a deployment of ours that finds nothing to do).
 Also times `interlock --help`.
 """
 
@@ -24,7 +23,6 @@ from typing import Any
 
 import httpx
 
-from benchmarks.gateway.subjects import free_port
 from benchmarks.reliability.__main__ import make_stand
 from configs.settings import Settings
 from serving.gateway.keys import Keys
@@ -103,33 +101,6 @@ def _prefect_s(stand: Stand) -> float:
             created, started = (datetime.fromisoformat(run[name]) for name in ("created", "start_time"))
             taken.append((started - created).total_seconds())
     return statistics.median(taken)
-
-
-def _mlflow_s(stand: Stand) -> float:
-    """Seconds until `mlflow models serve` answers for the newest version, the median of some starts."""
-    taken: list[float] = []
-    for _ in range(_FLOOR_RUNS):
-        port, begun = free_port(), time.perf_counter()
-        command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/sums@champion"]
-        command += ["--env-manager", "local", "--port", str(port), "--host", "127.0.0.1", "--workers", "1"]
-        process = subprocess.Popen(
-            command, env=stand.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            while not _is_well(f"http://127.0.0.1:{port}/ping"):
-                time.sleep(0.1)
-            taken.append(time.perf_counter() - begun)
-        finally:
-            process.terminate()
-            process.wait(30)
-    return statistics.median(taken)
-
-
-def _is_well(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2, trust_env=False).is_success
-    except httpx.HTTPError:
-        return False
 
 
 def _timeline(settings: Settings, version: str, begun: float) -> str:
