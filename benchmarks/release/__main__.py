@@ -4,8 +4,7 @@
 
 Starts a stack of its own, sends 100 requests a second, and releases one good version after the other
 through every stage (60 shadow pairs, shares 25 and 95%, no bake, no soak). Beside it, in the same run, what
-Prefect takes by itself from a flow run's creation to its start (a deployment of ours that finds nothing to do).
-Also times `interlock --help`.
+Prefect takes by itself from a flow run's creation to its start. Also times `interlock --help`.
 """
 
 from __future__ import annotations
@@ -61,9 +60,6 @@ def main() -> int:
                     )
                     print(_timeline(stand.settings, version, begun))
                 print(f"Prefect alone, from a flow run's creation to its start: {_prefect_s(stand):.1f} s")
-                print(
-                    f"MLflow's scoring server, from its start to its first answer: {_mlflow_s(stand):.1f} s"
-                )
                 version = stand.register(offset=0.01)
                 begun = time.time()
                 said = stand.interlock("release", "sums", version, "--wait")
