@@ -89,8 +89,9 @@ def answer(settings: Settings, endpoint: str, *, is_yes: bool, who: str, reason:
     if is_yes and policy.approvers_min == 1 and not after.passed:
         raise Refused(f"{release.id}: {who} registered version {release.version}; it {after.reason}")
     body = {"decision": "approve" if is_yes else "reject", "name": who, "reason": reason}
+    # Repeated: Prefect answers 503 while its database is locked, and takes one answer only.
     result = prefect_api(settings).call(
-        "POST", f"/flow_runs/{release.flow_run_id}/resume", {"run_input": body}
+        "POST", f"/flow_runs/{release.flow_run_id}/resume", {"run_input": body}, repeatable=True
     )
     if result.get("status") != _ACCEPTED:
         said = (result.get("details") or {}).get("reason") or result
@@ -141,10 +142,10 @@ def end_flow_run(bench: Bench, release: ReleaseRow, *, name: str, message: str) 
         if (state.get("state_details") or {}).get("pause_reschedule"):
             kind = "FAILED" if name == "Rejected" else "CANCELLED"
             ended = {"type": kind, "name": name, "message": message}
-            api.call("POST", f"{path}/set_state", {"state": ended, "force": True})
+            api.call("POST", f"{path}/set_state", {"state": ended, "force": True}, repeatable=True)
         else:
             body = {"decision": "reject", "name": "interlock", "reason": message}
-            api.call("POST", f"{path}/resume", {"run_input": body})
+            api.call("POST", f"{path}/resume", {"run_input": body}, repeatable=True)
     except ServingError as error:
         _LOG.warning("the flow run of %s still waits: %s", release.id, error)
 
