@@ -204,7 +204,7 @@ def _render(settings: Settings, endpoints: list[EndpointLimits]) -> str:
 
 def _threads(settings: Settings) -> int:
     """As many as there are cores, unless the settings say how many."""
-    return settings.gateway_threads or min(len(os.sched_getaffinity(0)), len(LOG_DESCRIPTORS))
+    return settings.gateway_threads or min(os.cpu_count() or 1, len(LOG_DESCRIPTORS))
 
 
 def _wanted_claims(settings: Settings) -> dict[str, str]:
