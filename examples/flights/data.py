@@ -123,7 +123,8 @@ def features(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     hour = pd.to_datetime(flights["time_hour"], utc=True)
     flights["scheduled"] = hour + pd.to_timedelta(flights["minute"], unit="min")
     flights["asked"] = flights["scheduled"] - pd.Timedelta(minutes=LEAD_MINUTES)
-    flights["left"] = flights["scheduled"] + pd.to_timedelta(flights["dep_delay"], unit="min")
+    # Whole minutes: of missing floats, pandas 2.3 rounds whatever its memory holds, which can overflow.
+    flights["left"] = flights["scheduled"] + pd.to_timedelta(flights["dep_delay"].astype("Int64"), unit="min")
     flights = flights.sort_values(
         ["scheduled", "origin", "carrier", "flight"], kind="stable", ignore_index=True
     )
