@@ -131,7 +131,8 @@ def start_full_gateway(
     refresh_gateway(settings)
     key = Keys(settings).create("bench")
     write_map(settings.gateway_dir / ROUTE_MAP, {"flights": "blue:green:1:salt:1:2"})
-    write_map(settings.gateway_dir / GRANT_MAP, {"flights#1": f"2500:{int(time.time()) + 3600}"})
+    now = int(time.time())
+    write_map(settings.gateway_dir / GRANT_MAP, {"flights#1": f"2500:{now + 3600}:{now}"})
     settings.logs_dir.mkdir(parents=True, exist_ok=True)
     process = started(stack, list(gateway_program(settings).command), settings.gateway_port)
     return process, key

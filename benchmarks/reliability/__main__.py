@@ -58,12 +58,12 @@ def main() -> int:
     return 0
 
 
-def make_stand(folder: Path, *, replicas: int, bake_s: float, soak_s: float) -> Stand:
+def make_stand(folder: Path, *, replicas: int, bake_s: float, soak_s: float, warm_up_s: float = 5) -> Stand:
     """A stack of its own, not started yet."""
     settings = own_settings(folder)
     made = Stand(settings)
     policy = POLICY.replace("count: 1", f"count: {replicas}").replace("bake_s: 12", f"bake_s: {bake_s:g}")
-    policy = policy.replace("soak_s: 3", f"soak_s: {soak_s:g}")
+    policy = policy.replace("soak_s: 3", f"soak_s: {soak_s:g}\n  warm_up_s: {warm_up_s:g}")
     (settings.policy_dir / "sums.yaml").write_text(policy)
     return made
 

@@ -1,7 +1,7 @@
 """The gateway's maps: their values, their files, and the order in which both change.
 
 `route.map`: endpoint -> default:other:generation:salt:default version:other version
-`grant.map`: endpoint#generation -> share in basis points:end in seconds since the epoch
+`grant.map`: endpoint#generation -> share in basis points:end:when it was written (seconds since the epoch)
 
 The file is always written before the command, because a reload or a restart reads the file.
 """
@@ -26,6 +26,9 @@ PATHS_MAP = "maps/paths.map"
 TARGETS_MAP = "maps/targets.map"
 """Names as HAProxy knows them: relative to its working folder."""
 
+CLOCK_SLACK_S = 1
+"""The gateway reads its clock once for all that came together, so a grant may seem this new to it."""
+
 _WORD = re.compile(r"[A-Za-z0-9._+-]{0,64}")
 _LOCK_WAIT_S = 1.0
 _HELD_S_MAX = 0.5
@@ -33,10 +36,18 @@ _HELD_S_MAX = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A share of the buckets until a moment (whole seconds since the epoch)."""
+    """A share of the buckets until a moment, and when it was written (whole seconds since the epoch).
+
+    A grant from the future is void: the clock was set back, and the lease would last that much longer.
+    """
 
     share_bp: int
     until: int
+    written: int = 0
+
+    def ends(self, now: float) -> float:
+        """When the gateway stops to apply it: now, where it was written after now."""
+        return min(self.until, now) if self.written > now + CLOCK_SLACK_S else float(self.until)
 
 
 def format_route(route: Route) -> str:
@@ -62,8 +73,8 @@ def format_route(route: Route) -> str:
     )
 
 
-def parse_route(endpoint: str, value: str, grant: Grant | None = None) -> Route:
-    """What `format_route` wrote, with its grant. Raises NotApplied when it is none of ours."""
+def parse_route(endpoint: str, value: str) -> Route:
+    """What `format_route` wrote, without a share. Raises NotApplied when it is none of ours."""
     parts = value.split(":")
     try:
         default, other, generation, salt, default_version, other_version = parts
@@ -74,8 +85,6 @@ def parse_route(endpoint: str, value: str, grant: Grant | None = None) -> Route:
             default_version=default_version,
             other_version=other_version,
             salt=salt,
-            share_bp=grant.share_bp if grant else 0,
-            until=float(grant.until) if grant else 0.0,
         )
     except ValueError as error:
         raise NotApplied(f"{endpoint}: the gateway's route {value!r} is not one of ours") from error
@@ -89,17 +98,16 @@ def grant_key(endpoint: str, generation: int) -> str:
     return f"{endpoint}#{generation}"
 
 
-def format_grant(route: Route) -> str:
+def format_grant(route: Route, now: float) -> str:
     """The value in grant.map. The end is rounded down: a lease never lasts longer than asked."""
-    return f"{route.share_bp}:{int(route.until) if route.share_bp else 0}"
+    return f"{route.share_bp}:{int(route.until) if route.share_bp else 0}:{int(now)}"
 
 
 def parse_grant(value: str) -> Grant:
-    """What `format_grant` wrote."""
-    share, _, until = value.partition(":")
+    """What `format_grant` wrote, now or when it did not write the time yet."""
     try:
-        return Grant(int(share), int(until))
-    except ValueError as error:
+        return Grant(*(int(part) for part in value.split(":")))
+    except (ValueError, TypeError) as error:
         raise NotApplied(f"the gateway's grant {value!r} is not one of ours") from error
 
 

@@ -7,6 +7,7 @@ void from that moment and deleted afterwards, so that a stale loop finds nothing
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
@@ -43,7 +44,7 @@ class RoutePlane:
         self._clock = clock
 
     def route(self, endpoint: str) -> Route | None:
-        """The route that the workers apply, with its grant as written (perhaps run out); None: unknown.
+        """The route that the workers apply, with its grant (perhaps run out); None: unknown.
 
         Where workers differ, which only an interrupted change leaves behind, the newest generation
         counts: it is the one that fences.
@@ -75,7 +76,7 @@ class RoutePlane:
         )
 
     def _change(self, route: Route, turn: Turn, before_new: Callable[[Route | None], None]) -> None:
-        value, grant = format_route(route), format_grant(route)
+        value, grant = format_route(route), format_grant(route, self._clock())
         applied = self.route(route.endpoint)
         known = [one for one in (applied, self._written(route.endpoint, applied)) if one is not None]
         check_change(max(known, key=_generation, default=None), route, self._clock())
@@ -111,7 +112,9 @@ class RoutePlane:
         held = self._runtime.get_map(GRANT_MAP, key, workers).values()
         grants = [parse_grant(value) for value in held if value]
         largest = max(grants, key=lambda grant: (grant.share_bp, grant.until), default=None)
-        return parse_route(route.endpoint, format_route(route), largest)
+        if largest is None:
+            return route
+        return dataclasses.replace(route, share_bp=largest.share_bp, until=largest.ends(self._clock()))
 
     def _write(self, name: str, key: str, value: str, turn: Turn) -> None:
         """The file, then every worker, then the read-back."""

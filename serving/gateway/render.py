@@ -28,7 +28,16 @@ from serving.gateway.binary import haproxy_binary
 from serving.gateway.identity import user_key
 from serving.gateway.limits import EndpointLimits, known_limits, limits_of, save_limits
 from serving.gateway.log_format import log_format
-from serving.gateway.maps import GRANT_MAP, KEYS_MAP, PATHS_MAP, ROUTE_MAP, TARGETS_MAP, read_map, write_map
+from serving.gateway.maps import (
+    CLOCK_SLACK_S,
+    GRANT_MAP,
+    KEYS_MAP,
+    PATHS_MAP,
+    ROUTE_MAP,
+    TARGETS_MAP,
+    read_map,
+    write_map,
+)
 from serving.gateway.places import (
     LOG_DESCRIPTORS,
     admin_socket,
@@ -191,6 +200,7 @@ def _render(settings: Settings, endpoints: list[EndpointLimits]) -> str:
         log_format=log_format(),
         health_path=HEALTH_PATH,
         share_scale=SHARE_SCALE,
+        clock_slack_s=CLOCK_SLACK_S,
         slots=[slot.value for slot in Slot],
         public_endpoints=[one.name for one in endpoints if one.public],
         llm_endpoints=[one.name for one in endpoints if one.is_llm],

@@ -21,6 +21,7 @@ from serving.fence import check_change, check_deploy, check_retire, effective
 from serving.gateway.binary import haproxy_binary
 from serving.gateway.keys import Keys
 from serving.gateway.maps import (
+    Grant,
     HeldUp,
     Turn,
     format_grant,
@@ -52,9 +53,24 @@ ROUTE = Route("flights", 5, Slot.BLUE, "1", other_version="2", salt="s")
 
 @given(ROUTES)
 def test_routes_and_grants_survive_their_text(route: Route) -> None:
-    found = parse_route("flights", format_route(route), parse_grant(format_grant(route)))
-    until = float(int(route.until)) if route.share_bp else 0.0
-    assert found == dataclasses.replace(route, until=until)
+    assert parse_route("flights", format_route(route)) == dataclasses.replace(route, share_bp=0, until=0.0)
+    until = int(route.until) if route.share_bp else 0
+    assert parse_grant(format_grant(route, 123.9)) == Grant(route.share_bp, until, 123)
+
+
+def test_a_grant_from_the_future_has_ended() -> None:
+    """Its clock was set back: it would last as much longer."""
+    grant = Grant(2500, 1_030, 1_000)
+    assert [grant.ends(now) for now in (1_000, 1_029, 1_031, 999)] == [1_030] * 4
+    assert grant.ends(998.5) == 998.5
+    assert grant.ends(-2_600) == -2_600
+
+
+def test_a_grant_without_its_time_is_read_and_a_foreign_one_is_not() -> None:
+    assert parse_grant("2500:1030") == Grant(2500, 1_030)
+    for value in ("", "2500", "2500:x", "1:2:3:4"):
+        with pytest.raises(NotApplied):
+            parse_grant(value)
 
 
 @pytest.mark.parametrize("field", ["salt", "default_version", "other_version"])

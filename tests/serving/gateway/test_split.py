@@ -17,6 +17,7 @@ from serving.buckets import bucket_of
 from serving.endpoint import Route, Slot
 from serving.errors import Fenced, LeaseExpired, NotApplied, Refused
 from serving.gateway.maps import GRANT_MAP, ROUTE_MAP, format_route, read_map
+from serving.gateway.plane import RoutePlane
 from serving.local import LocalEndpoint
 from tests.serving.gateway.lab import Lab, eventually
 from tests.serving.gateway.load import Load
@@ -133,6 +134,24 @@ def test_a_lease_that_ran_out_is_never_silently_renewed(lab: Lab, flights: Local
         flights.apply(with_share(route, 10_000))
     assert lab.ask().version == "1"
     flights.apply(with_share(route, 0))
+    flights.apply(with_share(route, 10_000))
+    assert lab.ask().version == "2"
+
+
+def test_a_clock_that_is_set_back_ends_the_lease(lab: Lab, flights: LocalEndpoint) -> None:
+    """Granted while the clock was an hour ahead: by the right time, the lease has an hour too much."""
+    route = begin(lab, flights)
+    ahead = RoutePlane(lab.settings, clock=lambda: time.time() + 3600)
+    granted = with_share(route, 10_000, lease_s=3660)
+    ahead.apply(granted, before_new=lambda _: None)
+    assert lab.runtime.show_map(GRANT_MAP)[f"flights#{route.generation}"].startswith("10000:")
+    answer = lab.ask()
+    assert answer.version == "1"
+    assert lab.log_of(answer.headers["x-request-id"])["share"] == "0"
+    assert flights.describe().route == route
+    with pytest.raises(LeaseExpired, match="ran out"):
+        flights.apply(with_share(route, 10_000))
+    flights.apply(route)
     flights.apply(with_share(route, 10_000))
     assert lab.ask().version == "2"
 
