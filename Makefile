@@ -123,6 +123,7 @@ bench-drift: $(STAMP) ## A drift check on 1, 10 and 100 million captured rows: t
 
 bench-llm: $(STAMP) ## What gateway and capture cost a stream, beside vLLM itself (needs vllm-env)
 	$(BIN)/python -m benchmarks.llm
+	$(BIN)/python -m benchmarks.llm --own-core
 
 bench-decisions: $(STAMP) ## The evidence engine beside others
 	$(BIN)/python -m benchmarks.decisions

@@ -3,7 +3,8 @@
 They are measured in turn, round by round, so that a busy machine slows all alike; differences are
 medians over the rounds of the difference within a round. The model's layers make a token as slow as a real
 model's on a GPU (some 10 ms): beside a token of one millisecond the gateway weighs ten times as much, and
-client, gateway and vLLM's two processes share two cores here. Streams are read as raw bytes: a client's
+client, gateway and vLLM's two processes share two cores here, unless `--own-core` keeps the engine apart from
+everything else. Streams are read as raw bytes: a client's
 parsing would weigh more than what is measured.
 """
 
@@ -52,11 +53,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--streams", type=int, default=24, help="streams of one subject in a round")
     parser.add_argument("--concurrency", type=int, default=2)
     parser.add_argument("--layers", type=int, default=64, help="of the model: what a token costs")
+    parser.add_argument(
+        "--own-core",
+        action="store_true",
+        help="the engine computes on a core of its own, as a GPU would, instead of sharing with the rest",
+    )
     told = parser.parse_args(arguments)
     console = Console()
     with (
         tempfile.TemporaryDirectory(prefix="bench-llm-") as folder,
-        lineup(Path(folder), told.layers) as subjects,
+        lineup(Path(folder), told.layers, own_core=told.own_core) as subjects,
     ):
         rounds = asyncio.run(_measure(subjects, told.rounds, told.streams, told.concurrency))
     console.print(_table(rounds))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.cores import find_children, pin
 from benchmarks.gateway.subjects import free_port
 from configs.policy import Policy
 from configs.settings import Settings
@@ -24,7 +26,8 @@ from tests.serving.llm.bare import await_models, bare_engine
 
 NAME = "chat"
 _START_WAIT_S = 500.0
-_QUIET = "--disable-uvicorn-access-log"
+_ENGINES = 2
+_ENGINE_TITLE = "VLLM::EngineCore"
 _POLICY = {
     "endpoint": NAME,
     "model": NAME,
@@ -57,8 +60,17 @@ class Subject:
 
 
 @contextmanager
-def lineup(folder: Path, layers: int) -> Iterator[tuple[Subject, ...]]:
-    """vLLM itself, then the same with capture, then that behind the gateway; all end with the context."""
+def lineup(folder: Path, layers: int, *, own_core: bool) -> Iterator[tuple[Subject, ...]]:
+    """vLLM itself, then the same with capture, then that behind the gateway; all end with the context.
+
+    `own_core`: the engines compute on the last core, and everything else, this process too, on the others.
+    """
+    others = sorted(os.sched_getaffinity(0))
+    engine_core = others.pop()
+    if own_core:
+        if not others:
+            raise SystemExit("--own-core needs two cores. Next: run it without")
+        pin(os.getpid(), others)
     settings = Settings(
         state_dir=folder / "state", gateway_port=free_port(), gateway_metrics_port=free_port()
     )
@@ -89,6 +101,12 @@ def lineup(folder: Path, layers: int) -> Iterator[tuple[Subject, ...]]:
         endpoint.deploy(Slot.BLUE, "1", uri="models:/m-1")
         endpoint.apply(Route(NAME, 1, Slot.BLUE, "1"))
         await_models(alone, _START_WAIT_S)
+        if own_core:
+            engines = find_children(_ENGINE_TITLE, str(folder))
+            if len(engines) != _ENGINES:
+                raise RuntimeError(f"{_ENGINES} engines were expected, {len(engines)} are there: {engines}")
+            for engine in engines:
+                pin(engine, {engine_core})
         port = next(one.replicas[0].port for one in SlotFiles(settings).every() if one.slot is Slot.BLUE)
         yield (
             Subject("vLLM itself", alone, "none"),

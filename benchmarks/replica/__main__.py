@@ -24,6 +24,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.cores import pin
 from benchmarks.replica import capture
 
 CONNECTIONS = 16
@@ -206,13 +207,10 @@ def _is_healthy(port: int) -> bool:
 
 
 def _pin(pid: int, core: int) -> None:
-    """Keep every thread of a process on one core, where there are two; new threads inherit it."""
+    """To one of our cores, where there are two."""
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        return
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(int(thread.name), {cores[core]})
+    if len(cores) > 1:
+        pin(pid, {cores[core]})
 
 
 def _free_port() -> int:
