@@ -14,6 +14,7 @@ from configs.policy import LOOKS_MAX, Canary
 from evals.canary import CanaryJudge
 from evals.decisions import Decision, decide, unresolved
 from evals.looks import LatencyThresholds, StoredLook
+from evals.ramp import NextStep
 from evals.verdict import Outcome, Verdict
 from serving.endpoint import Slot
 from serving.errors import LeaseExpired, TransientError
@@ -44,6 +45,8 @@ class _Ramp:
     number: int
     step: int
     step_since: float
+    held_s: float = 0.0
+    held_until: float = 0.0
     requests_at_step: int = 0
     units_before: float | None = None
     warm_until: float = 0.0
@@ -52,6 +55,7 @@ class _Ramp:
     trouble_since: float | None = None
     rejected: Verdict | None = None
     is_stale: bool = False
+    lapsed: str = ""
 
 
 def run_canary(release: Release, row: EndpointRow) -> Verdict:
@@ -83,13 +87,17 @@ def run_canary(release: Release, row: EndpointRow) -> Verdict:
                 return verdict
             if ramp.number >= LOOKS_MAX:
                 return unresolved(verdict, ramp.number)
-            if decision.following is not None and not is_paused:
-                _advance(release, ramp, decision)
-            _grant(release, ramp)
+            following = None if is_paused or ramp.lapsed else _following(release, ramp, decision)
+            if ramp.lapsed:
+                _re_enter(release, ramp)
+            elif following is None:
+                _grant(release, ramp, ramp.step)
+            else:
+                _advance(release, ramp, following)
             _ask_human_when_stalled(release, ramp, verdict)
             ramp.trouble_since = None
         except LeaseExpired as error:
-            _re_enter(release, ramp, error)
+            ramp.lapsed = str(error)
         except TransientError as error:
             _bear(release, ramp, error)
             ramp.is_stale = True
@@ -102,10 +110,11 @@ def _look(release: Release, ramp: _Ramp) -> Decision:
     statistics = seen.statistics
     ramp.seen_until = seen.watermark
     ramp.requests_at_step += statistics.requests_candidate + statistics.requests_champion
+    _count_held(ramp, seen.watermark)
     stored = StoredLook(
         statistics,
         step=ramp.step,
-        seconds_at_step=max(0.0, seen.watermark - ramp.step_since),
+        seconds_at_step=ramp.held_s,
         stuck_candidate=seen.stuck_candidate,
         stuck_champion=seen.stuck_champion,
         requests_at_step=ramp.requests_at_step,
@@ -145,6 +154,13 @@ def _look(release: Release, ramp: _Ramp) -> Decision:
         }
     )
     return decision
+
+
+def _count_held(ramp: _Ramp, watermark: float) -> None:
+    """Count the time at the step for which its share was held: not what passed after the lease's end."""
+    since = max(ramp.step_since, ramp.held_until)
+    ramp.held_s += max(0.0, min(watermark, ramp.row.until) - since)
+    ramp.held_until = max(ramp.held_until, watermark)
 
 
 def _says_nothing(seen: Seen, decision: Decision) -> bool:
@@ -238,20 +254,21 @@ def _begin(release: Release, row: EndpointRow, slot: Slot, *, number: int) -> _R
     )
 
 
-def _re_enter(release: Release, ramp: _Ramp, error: LeaseExpired) -> None:
+def _re_enter(release: Release, ramp: _Ramp) -> None:
     """HOLD after a lease ran out: prove the candidate healthy again, then grant afresh."""
     bench = release.bench
-    _LOG.warning("HOLD: %s", error)
+    _LOG.warning("HOLD: %s", ramp.lapsed)
     bench.journal.record(
         bench.name,
         "lease expired",
         who=release.row.owner,
         now=bench.clock(),
         release_id=release.row.id,
-        note=str(error),
+        note=ramp.lapsed,
     )
     ramp.row = withdraw(bench, ramp.row)
     _enter_share(release, ramp)
+    ramp.lapsed = ""
 
 
 def _enter_first_share(release: Release, ramp: _Ramp) -> None:
@@ -272,22 +289,25 @@ def _enter_share(release: Release, ramp: _Ramp) -> None:
     bench = release.bench
     release.check()
     check_alive(bench, ramp.slot, release.version)
-    _grant(release, ramp)
+    _grant(release, ramp, ramp.step)
     ramp.warm_until = bench.clock() + bench.policy.canary.warm_up_s
     ramp.evidence.warm_up(ramp.warm_until)
     _to_step(ramp, ramp.step, bench.clock())
 
 
-def _grant(release: Release, ramp: _Ramp) -> None:
-    """Give or renew the step's share. A platform may take minutes to follow: the step's time begins then."""
-    bench, share = release.bench, release.bench.policy.canary.steps[ramp.step]
+def _grant(release: Release, ramp: _Ramp, step: int) -> None:
+    """Give or renew a step's share. A platform may take minutes to follow: the step's time begins then.
+
+    A share that could not be given leaves the ramp at the step whose share it holds.
+    """
+    bench, share = release.bench, release.bench.policy.canary.steps[step]
     asked_at = bench.clock()
     before_bp = ramp.row.share_bp
     ramp.row = grant(bench, ramp.row, share)
     now = bench.clock()
     ramp.evidence.holds(ramp.row.share_bp, asked_at=asked_at, now=now)
-    if ramp.row.share_bp != before_bp:
-        ramp.step_since = now
+    if step != ramp.step or ramp.row.share_bp != before_bp:
+        _to_step(ramp, step, now)
 
 
 def _rebuild(release: Release, ramp: _Ramp) -> None:
@@ -310,36 +330,43 @@ def _bear(release: Release, ramp: _Ramp, error: TransientError) -> None:
     _LOG.warning("HOLD: %s", error)
 
 
-def _advance(release: Release, ramp: _Ramp, decision: Decision) -> None:
-    """Take the largest step whose worst case the policy's error budget allows, or stay and say why."""
-    now, canary = release.bench.clock(), release.bench.policy.canary
+def _following(release: Release, ramp: _Ramp, decision: Decision) -> NextStep | None:
+    """The largest step whose worst case the policy's error budget allows; None to stay, saying why."""
+    chosen, canary = decision.following, release.bench.policy.canary
+    if chosen is None:
+        return None
     busy = engine_objection(release, ramp.slot, step=ramp.number)
     if busy:
         release.progress({**release.row.progress, "advance": f"HOLD: {busy}"})
-        return
-    chosen = decision.following
-    assert chosen is not None
+        return None
     if chosen.step is None:
         if ramp.step < len(canary.steps) - 1:
             release.progress({**release.row.progress, "advance": f"HOLD: {chosen.reason}"})
-        return
-    _to_step(ramp, chosen.step, now)
-    share = canary.steps[ramp.step]
-    _LOG.info("%s: step %d, %g%%: %s", release.row.id, ramp.step + 1, share, chosen.reason)
-    release.bench.journal.record(
-        release.bench.name,
+        return None
+    return chosen
+
+
+def _advance(release: Release, ramp: _Ramp, following: NextStep) -> None:
+    """Take a step: it counts from when its share is there."""
+    assert following.step is not None
+    _grant(release, ramp, following.step)
+    bench, share = release.bench, release.bench.policy.canary.steps[ramp.step]
+    _LOG.info("%s: step %d, %g%%: %s", release.row.id, ramp.step + 1, share, following.reason)
+    bench.journal.record(
+        bench.name,
         "step",
         who=release.row.owner,
-        now=now,
+        now=ramp.step_since,
         release_id=release.row.id,
         share_percent=share,
-        reason=chosen.reason,
+        reason=following.reason,
     )
 
 
 def _to_step(ramp: _Ramp, step: int, now: float) -> None:
     """Count the time and the requests of a step from here on."""
     ramp.step, ramp.step_since, ramp.requests_at_step, ramp.units_before = step, now, 0, None
+    ramp.held_s = 0.0
 
 
 def _ask_human_when_stalled(release: Release, ramp: _Ramp, verdict: Verdict) -> None:

@@ -11,6 +11,8 @@ from prefect.client.schemas.objects import State, StateType
 
 from flows import release as flow_module
 from flows.release import release_model
+from serving.endpoint import Route
+from serving.errors import PlatformUnavailable
 from serving.records import ReleaseState, Stage
 from tasks import ramp, ramp_evidence, stages, sweeping, transitions
 from tasks.bench import Bench
@@ -381,3 +383,39 @@ def test_an_expired_lease_is_held_and_entered_afresh(world: World, monkeypatch: 
     state = run("2")
     assert state.name == "Promoted"
     assert any(line.what == "lease expired" for line in world.journal.audit("flights", limit=500))
+
+
+@pytest.mark.parametrize("held_s", [0, 20], ids=["before-the-soak", "in-the-soak"])
+def test_what_passes_without_the_share_is_no_soak(
+    world: World, monkeypatch: pytest.MonkeyPatch, held_s: int
+) -> None:
+    """The platform takes no grant for 45 s, the lease of 30 s runs out: the soak has to be whole after it."""
+    world.add("2", Version())
+    soak_s = 60
+    world.policy = world.policy.model_copy(
+        update={"canary": world.policy.canary.model_copy(update={"soak_s": soak_s})}
+    )
+    soaks: list[float] = [0]
+    away_until = [0.0]
+    apply = world.endpoint.apply
+
+    def sometimes(route: Route) -> None:
+        if not away_until[0] and route.share_bp == 9500 and soaks[-1] >= held_s:
+            away_until[0] = world.clock.now + 45
+        if world.clock.now < away_until[0]:
+            raise PlatformUnavailable("the platform is away for a moment")
+        apply(route)
+
+    def count() -> None:
+        world.keep_claim()
+        if world.serving() == ("1", 9500):
+            soaks[-1] += 1
+        elif soaks[-1]:
+            soaks.append(0)
+
+    world.on_second = count
+    monkeypatch.setattr(world.endpoint, "apply", sometimes)
+    assert run("2").name == "Promoted"
+    assert away_until[0]
+    last = [seconds for seconds in soaks if seconds][-1]
+    assert last >= soak_s - 1
