@@ -249,8 +249,14 @@ class Journal:
         return self._release_or_fenced(release_id)
 
     def ask(self, release_id: str, request: str) -> ReleaseRow:
-        """Leave a person's wish ("", "pause" or "abort") for the release's owner."""
-        self._execute(sa.update(RELEASES).where(RELEASES.c.id == release_id).values(request=request))
+        """Leave a person's wish ("", "pause" or "abort") for the release's owner; an abort stays one.
+
+        Returns the release with the wish that holds.
+        """
+        statement = sa.update(RELEASES).where(RELEASES.c.id == release_id)
+        if request != "abort":
+            statement = statement.where(RELEASES.c.request != "abort")
+        self._execute(statement.values(request=request))
         return self._release_or_fenced(release_id)
 
     # -- looks and audit -----------------------------------------------------------------------

@@ -52,7 +52,7 @@ class EndpointRow:
 
     `intent` is an unfinished change (`kind` promote or rollback, and what it needs to be
     finished), None when all effects are done. `keep_until` is when the previous champion in the
-    other slot may be retired (seconds since the epoch).
+    other slot may be retired, also while a rollback starts it there (seconds since the epoch).
     """
 
     name: str

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from configs.settings import Settings
 from serving.errors import Refused
+from serving.records import ReleaseRow, ReleaseState, Stage
 from serving.versions import Pair
 from tasks import rolling_back, waiting
 from tasks.bench import Bench
@@ -52,20 +53,29 @@ def start_release(
 
 
 def pause(settings: Settings, endpoint: str) -> str:
-    """Hold the ramp at its present share; it stays watched and can still be rolled back."""
-    return _ask(settings, endpoint, "pause", "holds at its present share; watching goes on")
+    """Hold the ramp at its present share; it stays watched and can still be rolled back.
+
+    Before its ramp a release holds when it gets there. Raises `Refused` where none runs or waits.
+    """
+    release = _open_release(Bench.open(endpoint, settings))
+    if release.state not in (ReleaseState.RUNNING, ReleaseState.WAITING):
+        raise Refused(
+            f"{release.id} is {release.state} at share 0: nothing runs that could pause. "
+            f"Next: interlock resume {endpoint}, or interlock abort {endpoint}"
+        )
+    if release.stage is Stage.CANARY:
+        return _ask(settings, endpoint, "pause", "holds at its present share; watching goes on")
+    return _ask(settings, endpoint, "pause", f"is in stage {release.stage}; it holds before its first share")
 
 
 def resume(settings: Settings, endpoint: str) -> str:
     """Let a paused ramp go on, or run an interrupted or held release again."""
     bench = Bench.open(endpoint, settings)
-    release = bench.journal.open_release(endpoint)
-    if release is None:
-        raise Refused(f"{endpoint}: no release is open. Next: interlock release {endpoint} VERSION")
+    release = _open_release(bench)
     if release.owner and release.owner_until >= bench.clock():
         return _ask(settings, endpoint, "", "goes on")
     waiting.refuse_second_run(settings, release)
-    bench.journal.ask(release.id, "")
+    _ask(settings, endpoint, "", "goes on")
     return f"resumed: {start_release(settings, endpoint, release.version, reason='resumed')}"
 
 
@@ -111,11 +121,20 @@ def _pair(version: str | int) -> Pair:
 
 def _ask(settings: Settings, endpoint: str, request: str, effect: str) -> str:
     bench = Bench.open(endpoint, settings)
-    release = bench.journal.open_release(endpoint)
-    if release is None:
-        raise Refused(f"{endpoint}: no release is open.")
-    bench.journal.ask(release.id, request)
+    release = bench.journal.ask(_open_release(bench).id, request)
+    if release.request != request:
+        raise Refused(
+            f"{release.id} was asked to end before; that stands. Next: interlock abort {endpoint} ends it "
+            "where nothing runs, interlock status shows it"
+        )
     return f"{release.id} {effect}"
+
+
+def _open_release(bench: Bench) -> ReleaseRow:
+    release = bench.journal.open_release(bench.name)
+    if release is None:
+        raise Refused(f"{bench.name}: no release is open. Next: interlock release {bench.name} VERSION")
+    return release
 
 
 def _flow_run_page(settings: Settings, run_id: str) -> str:

@@ -11,11 +11,10 @@ from configs.policy import Policy
 from serving.capture.streams import BLOCKED, read_usage
 from serving.endpoint import REFUSALS, Exchange, Reply, Slot
 from serving.errors import Refused, ServingError
-from serving.records import EndpointRow
+from serving.records import EndpointRow, ReleaseState
 from serving.versions import model_uri
 from tasks import changes
 from tasks.bench import Bench
-from tasks.registry import PREVIOUS
 from tasks.signatures import client_break
 
 WATCH = "watch"
@@ -23,6 +22,7 @@ WATCH = "watch"
 _PROOF_REQUESTS = 5
 _PROOF_TIMEOUT_S = 2.0
 _RECENT_MAX = 2000
+_START_MARGIN_S = 60.0
 
 
 class PreviousUnhealthy(Refused):
@@ -43,14 +43,15 @@ class Warmed:
 
 
 def known_previous(bench: Bench, row: EndpointRow) -> str:
-    """The version before the champion: the warm one, else the alias `previous`. "" where there is none.
+    """The version before the champion: the warm one, else the one it was promoted over. "" for none.
 
-    Raises `TransientError` where only MLflow knows and does not answer.
+    By the journal: the alias `previous` belongs to the model, which other endpoints may serve too, and
+    anybody can move it.
     """
     if row.other_version:
         return row.other_version
-    previous = bench.registry.aliased(bench.policy.model, PREVIOUS)
-    return "" if previous == row.champion else previous
+    promoted = bench.journal.releases(bench.name, version=row.champion)
+    return next((one.champion for one in promoted if one.state is ReleaseState.PROMOTED), "")
 
 
 def check_compatible(bench: Bench, row: EndpointRow) -> None:
@@ -80,6 +81,9 @@ def warm_previous(bench: Bench, row: EndpointRow) -> Warmed:
             f"{bench.name}: no previous version is known. Next: interlock release {bench.name} VERSION"
         )
     began = bench.clock()
+    # The sweep takes down what no version is known to be in, but not before this.
+    starts_until = began + bench.policy.replicas.start_timeout_s + _START_MARGIN_S
+    bench.journal.change(bench.name, generation=row.generation, now=began, keep_until=starts_until)
     bench.endpoint.deploy(slot, previous, uri=model_uri(bench.policy.model, previous))
     now = bench.clock()
     bench.journal.change(

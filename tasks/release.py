@@ -38,8 +38,9 @@ class Release:
     """A claimed release with all that its stages need.
 
     Use it as a context manager: entering starts renewing the claim, leaving stops it. `row` is
-    the journal's row as this run last saw it, `placed_cursor` the observations' cursor when this
-    run placed the candidate, `meter` counts machines, `listeners` are told of progress.
+    the journal's row as this run last saw it, `opened_cursor` and `placed_cursor` the observations'
+    cursors when this run began and when it placed the candidate, `meter` counts machines, `listeners`
+    are told of progress.
     """
 
     def __init__(self, bench: Bench, row: ReleaseRow, trail: Trail) -> None:
@@ -47,6 +48,7 @@ class Release:
         self.row = row
         self.trail = trail
         self.placed_cursor: str | None = None
+        self.opened_cursor: str | None = None
         self.meter = Meter(bench, row.id)
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
         self._pages: list[Callable[[], None]] = []

@@ -36,6 +36,7 @@ _BATCH_MAX = 5000
 _TIMED_MIN = 100
 """Timed pairs from whose champion latencies the thresholds are taken; later pairs are compared."""
 _PRESSURE_REQUESTS = 200
+_BEFORE_MAX = 10_000
 _PRESSURE_RATIO = 2.0
 _PRESSURE_SLACK_MS = 5.0
 _EXAMPLES_MAX = 20
@@ -67,7 +68,7 @@ def run_shadow(release: Release) -> Verdict:
         return no_shadow(policy)
     default = bench.row().default
     shadow = _restore(release)
-    pressure = _Pressure(bench.endpoint, default)
+    pressure = Pressure(bench.endpoint, default, since=release.opened_cursor)
     asker = EndpointAsker(
         bench.endpoint,
         {Side.CHAMPION: default, Side.CANDIDATE: default.sibling},
@@ -278,26 +279,36 @@ def _restore(release: Release) -> _Shadow:
     return shadow
 
 
-class _Pressure:
+class Pressure:
     """Whether the champion's live p95 is well above what it was before the shadow began."""
 
-    def __init__(self, endpoint: Endpoint, champion: Slot) -> None:
+    def __init__(self, endpoint: Endpoint, champion: Slot, *, since: str | None) -> None:
+        """Read what came before, since a cursor. Where that is too little, the first requests have to do."""
         self._endpoint = endpoint
         self._champion = champion
         self._cursor: str | None = None
         self._before: float | None = None
         self._recent: list[float] = []
         self.high = False
+        if since is not None:
+            before = self._read(since, limit=_BEFORE_MAX)
+            if len(before) >= _PRESSURE_REQUESTS:
+                self._before = float(np.quantile(before, 0.95))
+            self._cursor = endpoint.observations(None).cursor
+
+    def _read(self, cursor: str | None, *, limit: int | None = None) -> list[float]:
+        """The champion's service times from a cursor on."""
+        seen = self._endpoint.observations(cursor, limit=limit)
+        self._cursor = seen.cursor
+        frame = seen.frame
+        ours = frame[(frame["slot"] == self._champion.value) & (frame["service_ms"] > 0)]
+        return ours["service_ms"].tolist()
 
     def look(self) -> None:
         """Read what finished since the last time."""
         if not self._endpoint.capabilities.per_request_observations:
             return  # counts of minutes ago say nothing about now: `shadow.rate_per_s` is the only bound
-        seen = self._endpoint.observations(self._cursor)
-        self._cursor = seen.cursor
-        frame = seen.frame
-        ours = frame[(frame["slot"] == self._champion.value) & (frame["service_ms"] > 0)]
-        self._recent = [*self._recent, *ours["service_ms"].tolist()][-_PRESSURE_REQUESTS:]
+        self._recent = [*self._recent, *self._read(self._cursor)][-_PRESSURE_REQUESTS:]
         if len(self._recent) < _PRESSURE_REQUESTS:
             return
         p95 = float(np.quantile(self._recent, 0.95))

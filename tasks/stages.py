@@ -148,6 +148,8 @@ def open_run(release: Release) -> None:
         }
         run_id = bench.runs.open_run(endpoint, release.row.id, tags)
         release.set_run(run_id, bench.runs.run_url(run_id))
+    if release.row.champion and bench.endpoint.capabilities.per_request_observations:
+        release.opened_cursor = bench.endpoint.observations(None).cursor
     release.listeners.append(notices.ramp_listener(release))
     release.trail.document("policy.json", bench.policy.model_dump_json(indent=2))
 

@@ -8,6 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from configs.environments import STAGING
+from configs.loading import load_policies
 from configs.settings import Settings
 from serving.capture.segments import purge_segments
 from serving.endpoint import Slot
@@ -53,7 +54,7 @@ def sweep_endpoint(endpoint: str) -> list[str]:
         said.append(rolling_back.abort(bench, who=_SWEEPER))
         release = None
     row = transitions.follow_journal(bench)
-    if row.champion:
+    if row.champion and not _is_anothers(bench, bench.registry.aliased(bench.policy.model, CHAMPION)):
         bench.registry.point(bench.policy.model, CHAMPION, row.champion)
     if release is None and row.other_version and 0 < row.keep_until <= now:
         slot = row.default.sibling
@@ -66,11 +67,10 @@ def sweep_endpoint(endpoint: str) -> list[str]:
             **{f"{slot.value}_version": ""},
         )
         transitions.follow_journal(bench)
-        bench.endpoint.retire(slot)
-        said.append(f"{endpoint}: the previous version left slot {slot.value}")
+        if _retire_free(bench, slot):
+            said.append(f"{endpoint}: the previous version left slot {slot.value}")
     other = row.default.sibling
-    if release is None and not row.other_version and bench.endpoint.describe().versions.get(other):
-        bench.endpoint.retire(other)
+    if release is None and bench.endpoint.describe().versions.get(other) and _retire_free(bench, other):
         said.append(f"{endpoint}: what an ended release had left in slot {other.value} is gone")
     said += _clear_staging(bench)
     said += send_again(bench)
@@ -81,6 +81,22 @@ def sweep_endpoint(endpoint: str) -> list[str]:
             opened_before=now - bench.policy.capture.spool.max_age_s,
         )
     return said
+
+
+def _retire_free(bench: Bench, slot: Slot) -> bool:
+    """Take down what runs in a slot that no version is in, unless a rollback starts one there just now."""
+    row = bench.row()
+    if row.version_in(slot) or row.keep_until > bench.clock() or bench.journal.open_release(bench.name):
+        return False
+    bench.endpoint.retire(slot)
+    return True
+
+
+def _is_anothers(bench: Bench, version: str) -> bool:
+    """Whether another endpoint of this model serves a version: an alias is the model's, not an endpoint's."""
+    policies, _ = load_policies(bench.settings.policy_dir)
+    names = {name for name, one in policies.items() if one.model == bench.policy.model} - {bench.name}
+    return any(row.champion == version for row in bench.journal.endpoints() if row.name in names)
 
 
 def _clear_staging(bench: Bench) -> list[str]:

@@ -192,7 +192,7 @@ def return_to_previous(
         stage="watch",
         decided_at=at,
     )
-    decide(bench, row, change, default_slot=slot.value)
+    decide(bench, row, change, default_slot=slot.value, keep_until=0.0)
     return finish(bench)
 
 

@@ -13,6 +13,7 @@ from serving.errors import Fenced
 from tasks import rolling_back, sweeping, transitions
 from tasks.previous import ClientBreaking, PreviousUnhealthy
 from tasks.signatures import client_break, note_signature
+from tests.tasks.doubles import Killed
 from tests.tasks.test_watching import Model, World, cold, failing
 
 
@@ -169,3 +170,73 @@ def test_the_old_champion_stays_warm_for_as_long_as_the_policy_says(
     assert roll_back(world).started_cold
     transitions.finish(world.bench())
     world.consistent()
+
+
+def test_the_previous_version_is_the_journals_not_what_an_alias_says(world: World) -> None:
+    """The alias is the model's: another endpoint of the same model, or a person, may have moved it."""
+    cold(world).registry.aliases["previous"] = "7"
+    report = roll_back(world)
+    assert (report.was, report.now, report.started_cold) == ("2", "1", True)
+    transitions.finish(world.bench())
+    assert world.serving() == ("1", 0)
+
+
+def test_the_sweep_leaves_a_version_alone_that_a_rollback_starts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cold(world)
+    monkeypatch.setattr(
+        sweeping.Bench, "open", classmethod(lambda _cls, _name, _settings=None: world.bench())
+    )
+    monkeypatch.setattr(sweeping.notices, "free_dead_owner", lambda _bench: None)
+    deploy, swept = world.endpoint.deploy, list[str]()
+
+    def slow_start(slot: Slot, version: str, *, uri: str) -> None:
+        deploy(slot, version, uri=uri)
+        swept.extend(sweeping.sweep_endpoint.fn("flights"))
+
+    monkeypatch.setattr(world.endpoint, "deploy", slow_start)
+    assert roll_back(world).now == "1"
+    assert swept == []
+    assert world.serving() == ("1", 0)
+
+
+def test_what_a_failed_cold_start_left_is_swept_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cold(world)
+    monkeypatch.setattr(
+        sweeping.Bench, "open", classmethod(lambda _cls, _name, _settings=None: world.bench())
+    )
+    monkeypatch.setattr(sweeping.notices, "free_dead_owner", lambda _bench: None)
+    deploy = world.endpoint.deploy
+
+    def die(slot: Slot, version: str, *, uri: str) -> None:
+        deploy(slot, version, uri=uri)
+        raise Killed
+
+    monkeypatch.setattr(world.endpoint, "deploy", die)
+    with pytest.raises(Killed):
+        roll_back(world)
+    assert sweeping.sweep_endpoint.fn("flights") == []
+    world.clock.now += world.policy.replicas.start_timeout_s + 61
+    assert sweeping.sweep_endpoint.fn("flights") == [
+        "flights: what an ended release had left in slot blue is gone"
+    ]
+
+
+def test_endpoints_of_one_model_do_not_fight_over_its_alias(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sweeping.Bench, "open", classmethod(lambda _cls, _name, _settings=None: world.bench())
+    )
+    monkeypatch.setattr(sweeping.notices, "free_dead_owner", lambda _bench: None)
+    others = {"flights": world.policy, "twin": world.policy.model_copy(update={"endpoint": "twin"})}
+    monkeypatch.setattr(sweeping, "load_policies", lambda _folder: (others, []))
+    world.registry.aliases["champion"] = "9"
+    world.journal.create_endpoint("twin", now=1.0)
+    sweeping.sweep_endpoint.fn("flights")
+    assert world.registry.aliases["champion"] == "2", "nobody serves 9"
+    world.registry.aliases["champion"] = "9"
+    world.journal.change("twin", generation=0, new_generation=1, now=1.0, blue_version="9")
+    sweeping.sweep_endpoint.fn("flights")
+    assert world.registry.aliases["champion"] == "9", "the twin's last promotion"
