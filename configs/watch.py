@@ -78,7 +78,8 @@ class Watch(Section):
         default=True, description="Roll back by itself when the previous version is shown to be better."
     )
     error_rate: Probability | None = Field(
-        default=0.01, description="Failed requests that are tolerated; null: not watched."
+        default=0.01,
+        description="Failed requests that are tolerated; null: what availability leaves, if that is set.",
     )
     latency_ms: LatencyBudget = Field(
         default_factory=LatencyBudget,

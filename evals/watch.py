@@ -79,8 +79,10 @@ def levels_of(policy: Policy) -> tuple[Level, ...]:
     watch = policy.watch
     budgets = watch.latency_ms if _budgeted(watch.latency_ms) else policy.canary.latency.budget_ms
     found: dict[str, list[tuple[str, float, float | None, float | None]]] = {}
-    if watch.error_rate is not None:
-        found[ERRORS] = [(ERRORS, watch.error_rate, None, None)]
+    failures = 1 - watch.availability if watch.availability is not None else None
+    tolerated = watch.error_rate if watch.error_rate is not None else failures
+    if tolerated is not None:
+        found[ERRORS] = [(ERRORS, tolerated, None, None)]
     if limits := _budgeted(budgets):
         found["latency"] = [(f"latency/{name}", _TAILS[name], limit, None) for name, limit in limits]
     if watch.measures:

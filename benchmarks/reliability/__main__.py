@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from typing import Any
 import httpx
 
 from serving.gateway.keys import Keys
+from serving.journal import Journal
+from serving.records import Stage
 from tests.e2e.stand import POLICY, Stand, Traffic, kill, own_settings
 
 BEGIN = "<!-- measured: begin -->"
@@ -76,7 +79,7 @@ def _measure(stand: Stand) -> list[Row]:
     url = f"{stand.settings.gateway_url}/sums/invocations"
     with Traffic(url, key, per_s=_RATE_PER_S) as traffic:
         time.sleep(_SETTLE_S)
-        rows = [_one(what, traffic, strike, recovered) for what, strike, recovered in _strikes(stand)]
+        rows = [_one(stand, what, traffic, strike, recovered) for what, strike, recovered in _strikes(stand)]
         rows += _canary_rows(stand, traffic, champion)
     return rows
 
@@ -96,9 +99,12 @@ def _strikes(stand: Stand) -> list[tuple[str, Callable[[], None], Callable[[], b
     ]
 
 
-def _one(what: str, traffic: Traffic, strike: Callable[[], None], recovered: Callable[[], bool]) -> Row:
-    """Kill, wait until it is back, and count what clients saw meanwhile."""
+def _one(
+    stand: Stand, what: str, traffic: Traffic, strike: Callable[[], None], recovered: Callable[[], bool]
+) -> Row:
+    """Kill, wait until it is back, count what clients saw meanwhile, and look whether all is as before."""
     print(f"killing {what}", file=sys.stderr)
+    before = _situation(stand)
     at = time.time()
     strike()
     deadline = time.monotonic() + 180
@@ -106,10 +112,33 @@ def _one(what: str, traffic: Traffic, strike: Callable[[], None], recovered: Cal
         time.sleep(0.1)
     back_s = time.time() - at
     is_back = recovered()
+    settled_at = time.time()
     time.sleep(_SETTLE_S)
+    after = _situation(stand)
+    changed = [
+        f"{name} {value}, was {before[name]}" for name, value in after.items() if value != before[name]
+    ]
+    if any(status != 200 for sent, status, _ in traffic.answers if sent > settled_at):
+        changed.append("requests still fail")
     return Row(
-        what, _failures(traffic, at), f"{back_s:.1f} s" if is_back else "NOT within 180 s", "as before"
+        what,
+        _failures(traffic, at),
+        f"{back_s:.1f} s" if is_back else "NOT within 180 s",
+        "NOT as before: " + ", ".join(changed) if changed else "as before",
     )
+
+
+def _situation(stand: Stand) -> dict[str, Any]:
+    """Who serves, what runs, and which programs are up."""
+    status = stand.status()
+    live: dict[str, Any] = status["live"]
+    return {
+        "champion": status["champion"],
+        "route": live["route"],
+        "versions": live["versions"],
+        "healthy replicas": sum(one["healthy"] for found in live["replicas"].values() for one in found),
+        "programs": sorted(one["name"] for one in stand.programs() if one["state"] == "RUNNING"),
+    }
 
 
 def _failures(traffic: Traffic, since: float) -> str:
@@ -135,8 +164,8 @@ def _canary_rows(stand: Stand, traffic: Traffic, champion: str) -> list[Row]:
     """The flow run dies during a 25% canary: with the worker alive, and with the worker dead too."""
     rows: list[Row] = []
     version = stand.register(offset=0.001)
-    stand.alias(version)
     resumed_at = time.time()
+    stand.alias(version)
     for with_worker in (False, True):
         running = stand.await_release(version, _ramping_since(resumed_at), 400)
         pid = stand.flow_process(running["flow_run_url"].rsplit("/", 1)[1])
@@ -153,12 +182,22 @@ def _canary_rows(stand: Stand, traffic: Traffic, champion: str) -> list[Row]:
         what = "the flow run, during a 25% canary" + (", with its worker stopped" if with_worker else "")
         how = "the lease (10 s here, 30 s by default)" if with_worker else "make-safe or the lease"
         back = f"all traffic on the champion after {last - at:.1f} s, by {how}"
-        rows.append(Row(what, _failures(traffic, at), back, "INTERRUPTED; resumes where it was"))
+        failures = _failures(traffic, at)
+        looks = _looks(stand, version)
         resumed_at = time.time()
         stand.interlock("resume", "sums")
+        stand.await_release(version, _ramping_since(resumed_at), 400)
+        kept = f"resumed with the {looks} looks that it had" if _looks(stand, version) > looks else "LOST"
+        rows.append(Row(what, failures, back, f"INTERRUPTED; {kept}"))
     stand.interlock("abort", "sums", check=False)
     assert stand.status()["champion"] == champion
     return rows
+
+
+def _looks(stand: Stand, version: str) -> int:
+    """How many looks of a release's canary are kept."""
+    with closing(Journal(stand.settings.journal)) as journal:
+        return len(journal.looks(journal.releases(version=version)[0].id, Stage.CANARY.value))
 
 
 def _program(stand: Stand, name: str, url: str) -> tuple[Callable[[], None], Callable[[], bool]]:

@@ -246,8 +246,11 @@ class Stand:
 
     def program(self, name: str) -> dict[str, Any]:
         """One of the stack's own programs."""
-        programs = json.loads(self.interlock("status", "--json"))["stack"]
-        return next(one for one in programs if one.get("name", one.get("program")) == name)
+        return next(one for one in self.programs() if one.get("name", one.get("program")) == name)
+
+    def programs(self) -> list[dict[str, Any]]:
+        """The stack's own programs."""
+        return json.loads(self.interlock("status", "--json"))["stack"]
 
     def flow_process(self, flow_run_id: str) -> int:
         """The process id of a flow run, from the environment that its worker gave it."""

@@ -45,6 +45,16 @@ def test_the_levels_share_alpha() -> None:
     assert alone.weight == 1
 
 
+def test_the_availability_is_the_level_of_failures_where_nothing_else_is() -> None:
+    (alone,) = levels_of(policy(error_rate=None, availability=0.995))
+    assert (alone.name, alone.limit) == ("errors", pytest.approx(0.005))
+    (both,) = levels_of(policy(error_rate=0.02, availability=0.995))
+    assert both.limit == 0.02
+    assert levels_of(policy(error_rate=None, availability=None)) == ()
+    judge = WatchJudge(policy(error_rate=None, availability=0.995))
+    assert [harm.level.name for harm in judge.look(counts(400, 40), now=NOW)] == ["errors"]
+
+
 def test_the_canarys_budgets_hold_after_it_unless_the_watch_has_its_own() -> None:
     content = {**valid_content(), "canary": {"latency": {"budget_ms": {"p95": 80}}}}
     assert levels_of(Policy.model_validate(content))[1].budget_ms == 80
@@ -220,7 +230,9 @@ def test_requests_without_the_measure_are_no_evidence() -> None:
 
 def test_a_measure_at_its_budget_rarely_alarms_however_often_one_looks() -> None:
     rng = np.random.default_rng(12)
-    one = policy(alpha=0.05, error_rate=None, measures={"ttft_ms": {"budget": {"p95": 800}}})
+    one = policy(
+        alpha=0.05, error_rate=None, availability=None, measures={"ttft_ms": {"budget": {"p95": 800}}}
+    )
     alarms = 0
     for _ in range(60):
         judge = WatchJudge(one)
