@@ -137,7 +137,7 @@ def _situation(stand: Stand) -> dict[str, Any]:
         "route": live["route"],
         "versions": live["versions"],
         "healthy replicas": sum(one["healthy"] for found in live["replicas"].values() for one in found),
-        "programs": sorted(one["name"] for one in stand.programs() if one["state"] == "RUNNING"),
+        "programs": sorted(one["program"] for one in stand.programs() if one["state"] == "RUNNING"),
     }
 
 

@@ -246,7 +246,7 @@ class Stand:
 
     def program(self, name: str) -> dict[str, Any]:
         """One of the stack's own programs."""
-        return next(one for one in self.programs() if one.get("name", one.get("program")) == name)
+        return next(one for one in self.programs() if one["program"] == name)
 
     def programs(self) -> list[dict[str, Any]]:
         """The stack's own programs."""
