@@ -24,6 +24,8 @@ from serving.errors import Fenced, Refused
 from serving.journal_schema import AUDIT, ENDPOINTS, LOOKS, METADATA, RELEASES, STATES
 from serving.records import AuditRow, EndpointRow, LookRow, ReleaseRow, ReleaseState, Stage, StateRow
 
+_VALUES_AT_ONCE = 500
+
 
 class Journal:
     """All access to the journal. Every method is one short transaction.
@@ -332,8 +334,17 @@ class Journal:
             query = query.where(AUDIT.c.endpoint == endpoint)
         if what:
             query = query.where(AUDIT.c.what.in_(what))
-        rows = self._rows(query)
-        return [AuditRow(**{key: value for key, value in row.items() if key != "id"}) for row in rows]
+        return [_audit_row(row) for row in self._rows(query)]
+
+    def audit_of(self, endpoint: str, what: str, detail: str, values: Sequence[str]) -> list[AuditRow]:
+        """All lines of one kind whose detail has one of these values, oldest first."""
+        lines = sa.select(AUDIT).where(AUDIT.c.endpoint == endpoint, AUDIT.c.what == what)
+        found: list[AuditRow] = []
+        for start in range(0, len(values), _VALUES_AT_ONCE):
+            part = values[start : start + _VALUES_AT_ONCE]
+            query = lines.where(AUDIT.c.details[detail].as_string().in_(part)).order_by(AUDIT.c.id)
+            found += [_audit_row(row) for row in self._rows(query)]
+        return found
 
     def state(self, endpoint: str, kind: str) -> StateRow | None:
         """What was stored last under this kind, None before the first time."""
@@ -374,6 +385,10 @@ class Journal:
 
     def _translated(self) -> AbstractContextManager[None]:
         return translated(self._url)
+
+
+def _audit_row(row: Mapping[str, Any]) -> AuditRow:
+    return AuditRow(**{key: value for key, value in row.items() if key != "id"})
 
 
 def _endpoint_row(row: Mapping[str, Any]) -> EndpointRow:
