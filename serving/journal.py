@@ -18,7 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from serving.database import lock_for_writing, open_engine, translated
+from serving.database import lock_for_writing, open_engine, read_url, translated
 from serving.endpoint import Slot
 from serving.errors import Fenced, Refused
 from serving.journal_schema import AUDIT, ENDPOINTS, LOOKS, METADATA, RELEASES, STATES
@@ -35,7 +35,7 @@ class Journal:
     """
 
     def __init__(self, url: str) -> None:
-        self._url = sa.make_url(url)
+        self._url = read_url(url)
         self._engine = open_engine(self._url, METADATA)
 
     def close(self) -> None:
