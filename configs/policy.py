@@ -51,8 +51,8 @@ class Replicas(Section):
     gateway_limit: int | None = Field(
         default=None,
         ge=1,
-        description="Requests that the gateway gives a replica at once; without it what the load test "
-        "measured, else `concurrency` (two full batches with `batch`).",
+        description="Requests that the gateway gives a replica at once; without it `concurrency` (two full "
+        "batches with `batch`), or what the load test measured where that is more.",
     )
     queue: int = Field(
         default=64, ge=0, description="Requests that may wait a slot before the gateway answers 503."

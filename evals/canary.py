@@ -47,6 +47,8 @@ from evals.wording import capped_e, e_text
 
 _LOG_LOST = math.log(1000)
 """The sample-ratio test stops a release wrongly in at most 1 of 1000."""
+TELEMETRY_MISSING = "telemetry is missing"
+"""Begins the reason of a release that is held because the candidate's records are too few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +240,7 @@ class CanaryJudge:
 
     def _lost_telemetry(self, log_lost: float) -> Verdict:
         seen = f"{self._entered[0]} of {sum(self._entered)} units"
-        reason = f"telemetry is missing: the candidate reported {seen} where about"
+        reason = f"{TELEMETRY_MISSING}: the candidate reported {seen} where about"
         reason += f" {self._expected_entered:.0f} were assigned to it (E = {e_text(log_lost)} passed"
         reason += (
             f" {math.exp(_LOG_LOST):g}); nothing can be concluded. Next: find out whose records are lost."

@@ -157,7 +157,11 @@ def next_rate(steps: Sequence[LoadStep], passed: Sequence[bool], policy: LoadTes
 def judge_load(
     steps: Sequence[LoadStep], policy: LoadTest, budget: LatencyBudget, *, replicas: int
 ) -> Verdict:
-    """The whole test: the expected rate decides; the highest rate borne and its concurrency are findings."""
+    """The whole test: the expected rate decides; the highest rate borne is a finding.
+
+    So is the concurrency that a replica had there, but only where a higher rate was too much: without one
+    nobody knows what it bears, only what it was given.
+    """
     if not steps:
         return Verdict(Outcome.INCONCLUSIVE, "no rate was tried")
     verdicts = [judge_step(step, policy, budget) for step in steps]
@@ -167,21 +171,21 @@ def judge_load(
     best = max(
         (step for step, one in zip(steps, verdicts, strict=True) if one.passed), key=lambda step: step.rate
     )
+    rate = Finding(RATE, Outcome.PASS, f"borne: {best.rate:.4g}/s", candidate=best.rate, units=best.requests)
+    if all(one.outcome is not Outcome.FAIL for one in verdicts):
+        reason = f"{expected.reason}; no limit found: {best.rate:.4g}/s is borne, no rate tried was too much"
+        return Verdict(Outcome.PASS, reason, (*expected.findings, rate))
     limit = concurrency_limit(best, replicas)
     reason = (
         f"{expected.reason}; the highest rate within budget is {best.rate:.4g}/s, with {limit} requests at "
         f"once a replica"
     )
-    found = (
-        *expected.findings,
-        Finding(RATE, Outcome.PASS, f"borne: {best.rate:.4g}/s", candidate=best.rate, units=best.requests),
-        Finding(CONCURRENCY, Outcome.PASS, f"{limit} a replica", candidate=float(limit)),
-    )
-    return Verdict(Outcome.PASS, reason, found)
+    at_once = Finding(CONCURRENCY, Outcome.PASS, f"{limit} a replica", candidate=float(limit))
+    return Verdict(Outcome.PASS, reason, (*expected.findings, rate, at_once))
 
 
 RATE, CONCURRENCY = "highest_rate_per_s", "concurrency_per_replica"
-"""Findings of a load test that passed."""
+"""Findings of a load test that passed; the second only where it found a limit."""
 
 
 def concurrency_limit(step: LoadStep, replicas: int) -> int:

@@ -93,12 +93,14 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """Show what happened, newest first."""
-    from configs.loading import load_settings
+    from configs.loading import load_endpoint, load_settings
     from flows.cli_output import moment, print_json, show, table, wrapped
     from tasks.status import endpoint_audit, release_history
 
     settings = load_settings()
     rows = endpoint_audit(settings, endpoint) if audit else release_history(settings, endpoint)
+    if not rows:
+        load_endpoint(settings, endpoint)  # a name that nobody knows is no endpoint without a history
     if as_json:
         print_json(rows)
     elif not rows:

@@ -61,6 +61,8 @@ def simulate(
     harms = [_numbers(errors, "--errors"), _numbers(tail, "--tail"), _numbers(slower, "--slower")]
     if plot is not None and plot.suffix not in (".html", ".png", ".svg"):
         raise typer.BadParameter(f"--plot {plot}: end its name in .png, .svg or .html")
+    if plot is not None and not plot.parent.is_dir():
+        raise typer.BadParameter(f"--plot {plot}: there is no folder {plot.parent}. Next: make it first")
     if rate is not None and (rate <= 0 or not 0 < p50 <= p99):
         raise typer.BadParameter("--rate must be above 0, and --p50 above 0 and at most --p99")
     from configs.loading import load_settings
@@ -84,14 +86,15 @@ def simulate(
             limit_s=60 * minutes,
             tell=tell,
         )
-    if plot is not None:
-        from tasks.simulation_plot import write_plot
-
-        write_plot(made, plot)
     if as_json:
         print_json(made.as_dict())
     else:
         _show(made.as_dict())
+    if plot is not None:
+        from tasks.simulation_plot import write_plot
+
+        write_plot(made, plot)
+    if not as_json:
         typer.echo(f"plot: {plot}" if plot else "")
 
 

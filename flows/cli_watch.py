@@ -82,7 +82,7 @@ def rollback_words(report: Mapping[str, Any]) -> str:
         "traffic": f"moved and read back in {report['traffic_ms']:.0f} ms",
         "why": report["reason"],
         "who": report["who"],
-        f"version {now}": f"{start}; {report['proof']}" if report["proof"] else start,
+        f"version {now}": "; ".join(filter(None, (start, report["proof"], report["unchecked"]))),
         "registry": f"pending: {report['pending']}" if report["pending"] else "aliases and tags are set",
         "next": f"interlock history {endpoint} --audit. Version {was} is released again only with --again",
     }

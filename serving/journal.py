@@ -18,11 +18,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from serving.database import lock_for_writing, open_engine, translated
+from serving.database import lock_for_writing, open_engine, read_url, translated
 from serving.endpoint import Slot
 from serving.errors import Fenced, Refused
 from serving.journal_schema import AUDIT, ENDPOINTS, LOOKS, METADATA, RELEASES, STATES
 from serving.records import AuditRow, EndpointRow, LookRow, ReleaseRow, ReleaseState, Stage, StateRow
+
+_VALUES_AT_ONCE = 500
 
 
 class Journal:
@@ -33,7 +35,7 @@ class Journal:
     """
 
     def __init__(self, url: str) -> None:
-        self._url = sa.make_url(url)
+        self._url = read_url(url)
         self._engine = open_engine(self._url, METADATA)
 
     def close(self) -> None:
@@ -338,8 +340,17 @@ class Journal:
             query = query.where(AUDIT.c.endpoint == endpoint)
         if what:
             query = query.where(AUDIT.c.what.in_(what))
-        rows = self._rows(query)
-        return [AuditRow(**{key: value for key, value in row.items() if key != "id"}) for row in rows]
+        return [_audit_row(row) for row in self._rows(query)]
+
+    def audit_of(self, endpoint: str, what: str, detail: str, values: Sequence[str]) -> list[AuditRow]:
+        """All lines of one kind whose detail has one of these values, oldest first."""
+        lines = sa.select(AUDIT).where(AUDIT.c.endpoint == endpoint, AUDIT.c.what == what)
+        found: list[AuditRow] = []
+        for start in range(0, len(values), _VALUES_AT_ONCE):
+            part = values[start : start + _VALUES_AT_ONCE]
+            query = lines.where(AUDIT.c.details[detail].as_string().in_(part)).order_by(AUDIT.c.id)
+            found += [_audit_row(row) for row in self._rows(query)]
+        return found
 
     def state(self, endpoint: str, kind: str) -> StateRow | None:
         """What was stored last under this kind, None before the first time."""
@@ -380,6 +391,10 @@ class Journal:
 
     def _translated(self) -> AbstractContextManager[None]:
         return translated(self._url)
+
+
+def _audit_row(row: Mapping[str, Any]) -> AuditRow:
+    return AuditRow(**{key: value for key, value in row.items() if key != "id"})
 
 
 def _endpoint_row(row: Mapping[str, Any]) -> EndpointRow:

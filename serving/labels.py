@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from serving.database import lock_for_writing, open_engine, translated, write_back
+from serving.database import lock_for_writing, open_engine, read_url, translated, write_back
 
 _TABLES = sa.MetaData()
 _LABELS = sa.Table(
@@ -74,7 +74,7 @@ class LabelBook:
     """All access to the labels. Every method is one short transaction; raises `PlatformUnavailable`."""
 
     def __init__(self, url: str) -> None:
-        self._url = sa.make_url(url)
+        self._url = read_url(url)
         self._engine = open_engine(self._url, _TABLES)
 
     def close(self) -> None:

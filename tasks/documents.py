@@ -20,7 +20,7 @@ from tasks.load_run import budget_of
 from tasks.plots import BOUND, CANDIDATE, CHAMPION, INK, number_words, page, plain_axes, svg
 from tasks.release import Release
 from tasks.replaying import KEPT
-from tasks.trail import plain_json
+from tasks.trail import REPORT, plain_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ def write_documents(release: Release) -> None:
     """Log the release's documents with its MLflow run. Informs only: failures are logged."""
     release.trail.document("decisions.json", plain_json(decisions(release)))
     try:
-        release.trail.document("report.html", report(release))
+        release.trail.document(REPORT, report(release))
     except (ServingError, ValueError, KeyError) as error:
         _LOG.warning("the report could not be drawn: %s", error)
 

@@ -2,7 +2,8 @@
 
 It goes the way that users go: a version is registered, the alias `candidate` is set, and the webhook, the
 automation, the flow and the gateway do the rest, under synthetic traffic. Only an endpoint whose policy
-has a `drill` section is drilled. Whatever happens, the drill leaves no open release and no key behind.
+has a `drill` section is drilled. However it ends, the drill leaves no open release, no candidate and no
+key behind; after a kill -9 the key goes with the next drill, and an open release refuses that one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 
 from configs.drill import Drill, Fault
 from configs.loading import load_policies
+from evals.canary import TELEMETRY_MISSING
+from serving.atomic import timed_lock
 from serving.endpoint import Slot
 from serving.errors import NotHealthy, Refused, ServingError, TransientError
 from serving.gateway.keys import Keys
@@ -42,7 +45,7 @@ _BACK_S = 30.0
 _AT_ONCE = frozenset[Fault]({"crash-on-start", "bad-outputs"})
 """Faults that are there from the start; the others begin in the canary."""
 _CRASHES = frozenset[Fault]({"crash-on-start", "crash-mid-canary"})
-"""Faults that may end a release INTERRUPTED: a crash is no verdict. All others must be found bad."""
+"""Faults that may end a release INTERRUPTED: a crash is no verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +123,19 @@ def run_drill(bench: Bench, fault: Fault) -> DrillResult:
     rehearsed at all; that alerts as well.
     """
     policy = policy_of(bench)
-    if (release := bench.journal.open_release(bench.name)) is not None:
-        raise Refused(f"{bench.name}: {release.id} is open. Next: interlock abort {bench.name}")
-    keys = Keys(bench.settings)
+    with timed_lock(bench.settings.state / "drills" / f"{bench.name}.lock", wait_s=0) as is_mine:
+        if not is_mine:
+            raise Refused(f"{bench.name} is being drilled. Next: try again later")
+        if (release := bench.journal.open_release(bench.name)) is not None:
+            raise Refused(f"{bench.name}: {release.id} is open. Next: interlock abort {bench.name}")
+        return _drill(bench, policy, fault)
+
+
+def _drill(bench: Bench, policy: Drill, fault: Fault) -> DrillResult:
     url = f"{bench.settings.gateway_url}/{bench.name}/invocations"
-    tenant = f"{_TENANT}-{uuid.uuid4().hex[:8]}"
-    key = "" if bench.policy.access.public else keys.create(tenant)
-    folder = bench.settings.state / "drills"
-    folder.mkdir(parents=True, exist_ok=True)
-    switch = folder / f"{bench.name}-{uuid.uuid4().hex[:8]}"
+    _revoke_key(bench)  # a drill that was killed has left it
+    key = "" if bench.policy.access.public else Keys(bench.settings).create(_tenant(bench))
+    switch = bench.settings.state / "drills" / f"{bench.name}-{uuid.uuid4().hex[:8]}"
     try:
         champion = _champion(bench, policy, switch)
         with traffic(url, key, per_s=policy.rate_per_s) as seen:
@@ -145,10 +152,36 @@ def run_drill(bench: Bench, fault: Fault) -> DrillResult:
         raise
     finally:
         switch.unlink(missing_ok=True)
-        if key:
-            keys.revoke(tenant)
+        _revoke_key(bench)
+        _end_release(bench)
     keep(bench, result)
     return result
+
+
+def _tenant(bench: Bench) -> str:
+    """Who the drill's traffic is to the gateway."""
+    return f"{_TENANT}-{bench.name}"
+
+
+def _revoke_key(bench: Bench) -> None:
+    keys = Keys(bench.settings)
+    if keys.every(_tenant(bench)):
+        keys.revoke(_tenant(bench))
+
+
+def _end_release(bench: Bench) -> None:
+    """Abort what the drill has left open (it began with nothing open), and take its candidate back.
+
+    Without the alias no sweep starts the release that never began.
+    """
+    try:
+        if bench.journal.open_release(bench.name) is not None:
+            _LOG.info("%s", rolling_back.abort(bench, who=_WHO))
+        model = bench.policy.model
+        if version := bench.registry.aliased(model, CANDIDATE):
+            bench.registry.unpoint(model, CANDIDATE, version)
+    except ServingError as error:  # it must not hide why the drill ended
+        _LOG.warning("%s: the drill's release may be open still: %s", bench.name, error)
 
 
 def _champion(bench: Bench, policy: Drill, switch: Path) -> str:
@@ -255,9 +288,7 @@ def _problems(
         found.append(f"version {ended.version} was promoted")
     elif ended.state is ReleaseState.RUNNING:
         found.append(f"not stopped within {stopped_s:.0f} s; the drill aborted it")
-    elif ended.state is not ReleaseState.REJECTED and not (
-        fault in _CRASHES and ended.state is ReleaseState.INTERRUPTED
-    ):
+    elif not _is_found_out(fault, ended):
         found.append(f"its release ended {ended.state}, it must be REJECTED: {ended.reason}")
     if row.champion != champion:
         found.append(f"version {row.champion or 'none'} serves, not {champion}")
@@ -276,6 +307,15 @@ def _problems(
     if not seen.since(after + 1):
         found.append("no traffic reached the gateway after the end")
     return found
+
+
+def _is_found_out(fault: Fault, ended: ReleaseRow) -> bool:
+    """Whether the release ended as the fault deserves: rejected, but for what is no verdict."""
+    if fault in _CRASHES and ended.state is ReleaseState.INTERRUPTED:
+        return True
+    if fault == "lost-telemetry" and ended.state is ReleaseState.HELD:
+        return TELEMETRY_MISSING in ended.reason
+    return ended.state is ReleaseState.REJECTED
 
 
 def keep(bench: Bench, result: DrillResult) -> None:

@@ -38,7 +38,7 @@ def _policy_in(policy: Policy, environment: str) -> Policy:
         if name == environment and name in known:
             return policy_in(policy, name)
     near = difflib.get_close_matches(environment, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {near[0]}?" if near else "."
     raise Refused(
         f"{policy.endpoint}: its policy has no environment {environment!r}{hint} It has: {', '.join(known)}. "
         "Next: add it under `environments:`"

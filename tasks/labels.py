@@ -30,6 +30,8 @@ _LOG = logging.getLogger("interlock.labels")
 TAKEN = "labels taken"
 _RUN = "quality"
 _SHOWN_MAX = 5
+_UNKNOWN_FOR_S = 3600.0
+"""How long a file's unknown requests are looked for again: far longer than a capture takes to the disk."""
 
 
 @dataclass(slots=True)
@@ -95,8 +97,9 @@ def take_file(bench: Bench, path: Path) -> LabelReport:
 def take_scheduled(bench: Bench) -> LabelReport | None:
     """Take what lies where the policy says that labels come; None where it names no place.
 
-    Files are read again only where something about them has changed, or where labels were unknown
-    the last time: their requests may have been on their way to the disk.
+    Files are read again only where something about them has changed, or for a while after their first time
+    where labels were unknown: their requests may have been on their way to the disk. What is unknown
+    later was never captured (`capture.sample`), or is no longer kept.
     """
     policy = policy_of(bench)
     if policy.table is not None:
@@ -110,13 +113,13 @@ def take_scheduled(bench: Bench) -> LabelReport | None:
     if policy.path is None:
         return None
     total = LabelReport(bench.name)
-    seen = {line.details.get("state"): line.details.get("unknown") for line in _taken(bench)}
-    for path in _files(bench, policy.path):
-        stat = path.stat()
-        state = f"{path} {stat.st_size} {stat.st_mtime_ns}"
-        if seen.get(state) == 0:
-            continue
-        _add(total, _take(bench, stream_file(path, _columns(policy)), source=path.name, state=state))
+    files = {_state(path): path for path in _files(bench, policy.path)}
+    tried = _tried(bench, list(files))
+    for state, path in files.items():
+        earlier = tried.get(state)
+        if earlier is None or not earlier.is_done(bench.clock()):
+            batches = stream_file(path, _columns(policy))
+            _add(total, _take(bench, batches, source=path.name, state=state, earlier=earlier))
     return total
 
 
@@ -192,22 +195,28 @@ def words(report: LabelReport) -> str:
 
 
 def _take(
-    bench: Bench, batches: Iterable[Sequence[tuple[Any, ...]]], *, source: str, state: str = ""
+    bench: Bench,
+    batches: Iterable[Sequence[tuple[Any, ...]]],
+    *,
+    source: str,
+    state: str = "",
+    earlier: _Tried | None = None,
 ) -> LabelReport:
     report = LabelReport(bench.name)
     with closing(LabelBook(bench.settings.journal)) as book:
         before = book.newest(bench.name)
         for batch in batches:
             _take_batch(bench, book, batch, report)
-    bench.journal.record(
-        bench.name,
-        TAKEN,
-        who="labels",
-        now=bench.clock(),
-        source=source,
-        state=state,
-        **{name: value for name, value in report.as_dict().items() if name != "endpoint"},
-    )
+    if earlier is None or report.unknown != earlier.unknown:
+        bench.journal.record(
+            bench.name,
+            TAKEN,
+            who="labels",
+            now=bench.clock(),
+            source=source,
+            state=state,
+            **{name: value for name, value in report.as_dict().items() if name != "endpoint"},
+        )
     if report.stored:
         publish(bench, stored_after=before)
     return report
@@ -329,9 +338,32 @@ def _files(bench: Bench, pattern: str) -> list[Path]:
     return [Path(name) for name in sorted(glob.glob(str(base / pattern), recursive=True))]  # noqa: PTH207
 
 
-def _taken(bench: Bench) -> list[Any]:
-    """What was taken before, oldest first: a later line about the same file replaces an earlier one."""
-    return bench.journal.audit(bench.name, what=(TAKEN,), limit=5000)[::-1]
+def _state(path: Path) -> str:
+    """A file as it is now: another size or time makes it another one."""
+    stat = path.stat()
+    return f"{path} {stat.st_size} {stat.st_mtime_ns}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """A file that was taken before, unchanged: when for the first time, and what was unknown at last."""
+
+    first: float
+    unknown: int
+
+    def is_done(self, now: float) -> bool:
+        """Whether reading it again would be in vain."""
+        return self.unknown == 0 or now - self.first > _UNKNOWN_FOR_S
+
+
+def _tried(bench: Bench, states: Sequence[str]) -> dict[str, _Tried]:
+    """Which of these files were taken before, by the trail."""
+    found: dict[str, _Tried] = {}
+    for line in bench.journal.audit_of(bench.name, TAKEN, "state", states):
+        state = str(line.details["state"])
+        first = found[state].first if state in found else line.time
+        found[state] = _Tried(first, int(line.details["unknown"]))
+    return found
 
 
 def _add(total: LabelReport, report: LabelReport) -> None:

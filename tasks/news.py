@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from evals.canary import TELEMETRY_MISSING
 from evals.verdict import Verdict
 from serving.records import ReleaseRow, ReleaseState, Stage
 from tasks.alerts import alert
@@ -35,13 +36,16 @@ def decided(bench: Bench, change: Change) -> None:
 def made_safe(bench: Bench, release: ReleaseRow, state: ReleaseState, reason: str) -> None:
     """A release stopped without a verdict. Traffic is the champion's; a person or a new run goes on."""
     name, version = bench.name, release.version
+    next_step = f"interlock resume {name}, or interlock abort {name}"
+    if TELEMETRY_MISSING in reason:  # resumed, it would end at once again: these records stay incomplete
+        next_step = f"mend that, then interlock abort {name}, and interlock release {name} {version} anew"
     waits = "is on hold" if state is ReleaseState.HELD else "was interrupted"
     alert(
         bench,
         "warning",
         f"the release of version {version} {waits} at share 0: {reason}",
         numbers={"stage": release.stage.value, "serving": release.champion or "nothing"},
-        next_step=f"interlock resume {name}, or interlock abort {name}",
+        next_step=next_step,
         key=f"{state.value.lower()} {release.id} {release.stage.value}",
     )
 

@@ -83,7 +83,7 @@ def read_record(settings: Settings, name: str) -> ReleaseRecord:
     """A release by its id, or from a file `decisions.json`. Raises `Refused` where there is none."""
     path = Path(name)
     if path.suffix == ".json" and path.is_file():
-        return _from_document(json.loads(path.read_text()))
+        return _from_file(path)
     journal = Journal(settings.journal)
     try:
         row = journal.release(name)
@@ -110,6 +110,16 @@ def read_record(settings: Settings, name: str) -> ReleaseRecord:
     )
 
 
+def _from_file(path: Path) -> ReleaseRecord:
+    try:
+        return _from_document(json.loads(path.read_text()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Refused(
+            f"{path} is no decisions.json of a release ({type(error).__name__}: {error}). "
+            "Next: download it from the release's MLflow run, or give the release's id"
+        ) from error
+
+
 def _from_document(found: Mapping[str, Any]) -> ReleaseRecord:
     looks = {
         stage: [
@@ -127,8 +137,8 @@ def _from_document(found: Mapping[str, Any]) -> ReleaseRecord:
         found["state"],
         found["reason"],
         found["decided_stage"],
-        found["policy"],
-        found["verdicts"],
+        dict(found["policy"]),
+        {stage: dict(verdict) for stage, verdict in found["verdicts"].items()},
         looks,
         _size(found["policy"], found["verdicts"], looks),
     )

@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from configs.errors import ConfigError
 from configs.loading import load_policy
+from configs.retention import Retention
 from configs.settings import Settings
 from serving.capture.erasing import erase_spooled, erase_users
 from serving.capture.reader import captured_tenants, compact, purge_captures
@@ -29,21 +32,24 @@ from serving.gateway.places import access_log_path
 from serving.journal import Journal
 from serving.labels import LabelBook
 from tasks.bench import Bench
+from tasks.evaluation_report import DATA_PAGE, PAGE
 from tasks.runs import TrackingRefused
-from tasks.trail import DIFFERENCES
+from tasks.trail import DIFFERENCES, REPORT
 
 _LOG = logging.getLogger("interlock.retention")
 _WHO = "retention"
 DELETED = "records deleted"
 FORGOTTEN = "user forgotten"
-_PAGES = "shadow pages deleted"
+_PAGES = "release pages deleted"
+_PAGE_NAMES = (REPORT, PAGE, DATA_PAGE, DIFFERENCES, "shadow_examples.json")
+"""What a release or an evaluation leaves for people; `decisions.json` stays: it names nobody."""
 PUBLIC_TENANT = "public"
 """The tenant of requests without a credential."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """What one run deleted of an endpoint: files, labels, spool segments, drift reports and shadow pages."""
+    """What one run deleted of an endpoint: files, labels, spool segments, and reports in MLflow."""
 
     endpoint: str
     capture_files: int = 0
@@ -103,7 +109,7 @@ def retain(bench: Bench) -> Deleted:
     )
     if policy.reports_s is not None:
         reports = _delete_reports(bench, before=now - policy.reports_s)
-        reports += _delete_shadow_pages(bench, before=now - policy.reports_s)
+        reports += _delete_pages(bench, before=now - policy.reports_s)
     deleted = Deleted(bench.name, files, labels, spooled, reports, compacted)
     if files or labels or reports:
         values = {name: value for name, value in asdict(deleted).items() if name != "endpoint"}
@@ -117,7 +123,7 @@ def retain_logs(settings: Settings, names: list[str], *, now: float) -> str:
     The longest time that any policy asks for counts; one that cannot be read keeps everything.
     """
     try:
-        policies = [load_policy(settings.policy_path(name)).retention for name in names]
+        policies = _policies(settings, names)
     except ConfigError as error:
         return f"logs: kept, a policy cannot be read: {error}"
     if not policies:
@@ -133,13 +139,43 @@ def retain_logs(settings: Settings, names: list[str], *, now: float) -> str:
             erased = erase_before(access_log_path(settings), before)
         if None not in logs:
             oldest = now - max(one for one in logs if one is not None)
-            for path in settings.logs_dir.glob("*.log*"):
-                if path.is_file() and path.stat().st_mtime < oldest:
-                    path.unlink(missing_ok=True)
-                    files += 1
+            files = _unlink_older(settings.logs_dir.glob("*.log*"), oldest)
         if erased or files:
             journal.record("", DELETED, who=_WHO, now=now, access_log_bytes=erased, log_files=files)
     return f"logs: {erased:,} bytes of the access log and {files} log files were too old"
+
+
+def retain_copies(settings: Settings, names: list[str], *, now: float) -> str:
+    """Delete cached training data and answers to held-out rows that are older than captures may be.
+
+    Drift and evaluation fetch what they need again. The longest time counts, as it does for logs.
+    """
+    try:
+        times = [policy.captures_s for policy in _policies(settings, names)]
+    except ConfigError as error:
+        return f"cached copies: kept, a policy cannot be read: {error}"
+    if not times or None in times:
+        return (
+            "cached copies: kept, as a policy says" if times else "cached copies: no endpoint says how long"
+        )
+    oldest = now - max(one for one in times if one is not None)
+    copies = _unlink_older((settings.state / "cache").glob("*/*"), oldest)
+    if copies:
+        with closing(Journal(settings.journal)) as journal:
+            journal.record("", DELETED, who=_WHO, now=now, cached_copies=copies)
+    return f"cached copies: {copies} were too old"
+
+
+def _policies(settings: Settings, names: list[str]) -> list[Retention]:
+    return [load_policy(settings.policy_path(name)).retention for name in names]
+
+
+def _unlink_older(paths: Iterable[Path], oldest: float) -> int:
+    """Delete the files that were last written before a moment. Returns how many."""
+    old = [path for path in paths if path.is_file() and path.stat().st_mtime < oldest]
+    for path in old:
+        path.unlink(missing_ok=True)
+    return len(old)
 
 
 def forget_user(bench: Bench, user: str, *, tenant: str = "", who: str) -> Forgotten:
@@ -191,8 +227,8 @@ def _delete_reports(bench: Bench, *, before: float) -> int:
     return deleted
 
 
-def _delete_shadow_pages(bench: Bench, *, before: float) -> int:
-    """The pages of differing answers of releases that ended before a moment: they show users' texts."""
+def _delete_pages(bench: Bench, *, before: float) -> int:
+    """The pages of releases, and of evaluations without one, that ended before a moment."""
     kept = bench.journal.state(bench.name, _PAGES)
     since = float(kept.value["before"]) if kept else 0.0
     ended = [
@@ -202,14 +238,17 @@ def _delete_shadow_pages(bench: Bench, *, before: float) -> int:
     ]
     deleted = 0
     try:
+        ended += bench.runs.ended_runs(
+            bench.name, f"{bench.name}-v%-evaluation-%", since=since, before=before
+        )
         for run_id in ended:
             with suppress(TrackingRefused):  # somebody deleted the run
-                deleted += bench.runs.delete(run_id, DIFFERENCES)
+                deleted += sum(bench.runs.delete(run_id, name) for name in _PAGE_NAMES)
         if ended:
             value = {"before": before}
             bench.journal.put_state(
                 bench.name, _PAGES, value, after=kept.number if kept else 0, now=bench.clock()
             )
     except ServingError as error:
-        _LOG.warning("%s: old shadow pages stay for now: %s", bench.name, error)
+        _LOG.warning("%s: old pages stay for now: %s", bench.name, error)
     return deleted

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from configs.settings import Settings
 from tasks.bench import Bench
-from tasks.retention import retain, retain_logs
+from tasks.retention import retain, retain_copies, retain_logs
 from tasks.sweeping import endpoints_to_sweep
 
 
@@ -19,10 +19,11 @@ def retain_endpoint(endpoint: str) -> str:
     return retain(Bench.open(endpoint)).words
 
 
-@task(name="retain logs", cache_policy=NO_CACHE)
-def retain_shared_logs() -> str:
-    """Delete old lines of the access log, and old program logs."""
-    return retain_logs(Settings(), endpoints_to_sweep(), now=time.time())
+@task(name="retain what is shared", cache_policy=NO_CACHE)
+def retain_shared() -> str:
+    """Delete old lines of the access log, old program logs, and old cached copies of data."""
+    settings, names, now = Settings(), endpoints_to_sweep(), time.time()
+    return "; ".join(part(settings, names, now=now) for part in (retain_logs, retain_copies))
 
 
 def endpoints_to_retain() -> list[str]:

@@ -20,6 +20,7 @@ from tasks import changes, transitions, waiting
 from tasks.alerts import alert
 from tasks.bench import Bench
 from tasks.previous import PreviousUnhealthy, Warmed, check_compatible, prove_previous, warm_previous
+from tasks.signatures import not_compared
 
 _RACES_MAX = 3
 
@@ -29,8 +30,8 @@ class RollbackReport:
     """What a rollback did. `traffic_ms` is from the decision until the platform had read back the route.
 
     `cold_s` is what starting the previous version took before that, 0 where it was warm; `proof`
-    what was known of its health; `pending` what MLflow has still to be told. `is_old` says that an
-    earlier call had done it all.
+    what was known of its health, `unchecked` what was not asked of it; `pending` what MLflow has still to be
+    told. `is_old` says that an earlier call had done it all.
     """
 
     endpoint: str
@@ -43,6 +44,7 @@ class RollbackReport:
     who: str = ""
     reason: str = ""
     is_old: bool = False
+    unchecked: str = ""
 
     @property
     def started_cold(self) -> bool:
@@ -144,13 +146,14 @@ def _return_to_previous(bench: Bench, row: EndpointRow, who: str, reason: str, f
             f"{bench.name}: the previous version does not start, so traffic stays on version {row.champion}: "
             f"{error}"
         ) from error
-    proof = prove_previous(bench, warmed)
+    proof, unchecked = prove_previous(bench, warmed), not_compared(bench, row.champion, warmed.version)
     at, row = bench.clock(), bench.row()
     promoted = next(iter(bench.journal.releases(bench.name, version=row.champion)), None)
     pending = _attempt(
         bench, row, lambda: transitions.return_to_previous(bench, promoted, who=who, reason=reason, at=at)
     )
-    return _report(bench, at, row.champion, row.other_version, warmed=warmed, pending=pending, proof=proof)
+    made = _report(bench, at, row.champion, row.other_version, warmed=warmed, pending=pending, proof=proof)
+    return replace(made, unchecked=unchecked)
 
 
 def _done_before(bench: Bench, row: EndpointRow) -> RollbackReport | None:

@@ -82,6 +82,24 @@ class Runs:
             found = self._client.search_runs([experiment.experiment_id], wanted, max_results=1)
             return str(found[0].info.run_id) if found else ""
 
+    def ended_runs(self, endpoint: str, names: str, *, since: float, before: float) -> list[str]:
+        """Ids of the runs that `open_run` made under names LIKE this, ended in `since <= t < before`."""
+        name, found, token = f"interlock/{endpoint}", [], None
+        ended = f"attributes.end_time >= {int(since * 1000)} AND attributes.end_time < {int(before * 1000)}"
+        with _translated(f"experiment {name}", self.tracking_uri):
+            experiment = self._client.get_experiment_by_name(name)
+            while experiment is not None:
+                part = self._client.search_runs(
+                    [experiment.experiment_id],
+                    f"tags.`interlock.release` LIKE '{names}' AND {ended}",
+                    page_token=token,
+                )
+                found += [str(run.info.run_id) for run in part]
+                token = part.token
+                if not token:
+                    break
+        return found
+
     def folders(self, run_id: str, folder: str) -> list[str]:
         """The paths of the folders inside a folder of a run's artifacts."""
         with _translated(f"artifacts of run {run_id}", self.tracking_uri):

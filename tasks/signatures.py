@@ -52,6 +52,14 @@ def client_break(bench: Bench, serving: str, other: str) -> str:
     return signature_break(now, then)
 
 
+def not_compared(bench: Bench, serving: str, other: str) -> str:
+    """Words for a result where `client_break` did not know; "" where it did, or has no need to."""
+    unknown = [version for version in (serving, other) if _noted(bench, version) is None]
+    if not unknown or bench.policy.serving.is_llm:  # all language models have one protocol
+        return ""
+    return f"signatures not compared, for none is noted of version {' and '.join(unknown)}"
+
+
 def signature_break(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
     """What clients of the signature `now` would lose with `then`; "" for nothing."""
     return _inputs_break(now["inputs"], then["inputs"]) or _outputs_break(now["outputs"], then["outputs"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evals.verdict import Outcome
+from serving.errors import SetupError
 from tasks.plots import BOUND, CANDIDATE, INK, plain_axes, svg
 from tasks.simulating import Simulated
 
@@ -18,7 +19,17 @@ _PARTS = ((Outcome.PASS, "promoted", BOUND), (Outcome.FAIL, "rolled back", CANDI
 
 
 def write_plot(simulated: Simulated, path: Path) -> None:
-    """Write the figure as PNG, SVG, or a page with its numbers; the file's ending says which."""
+    """Write the figure as PNG, SVG, or a page with its numbers; the file's ending says which.
+
+    Raises `SetupError` where the file cannot be written.
+    """
+    try:
+        _write_plot(simulated, path)
+    except OSError as error:
+        raise SetupError(f"{path} cannot be written: {error.strerror}. Next: another --plot") from error
+
+
+def _write_plot(simulated: Simulated, path: Path) -> None:
     figure = draw(simulated)
     if path.suffix != ".html":
         figure.savefig(path, dpi=150)

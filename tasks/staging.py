@@ -24,6 +24,7 @@ from serving.atomic import timed_lock
 from serving.endpoint import Route, Slot
 from serving.errors import Refused, SetupError
 from serving.gateway.keys import Keys
+from serving.gateway.limits import limits_of
 from serving.records import LookRow, Stage
 from serving.versions import model_uri
 from tasks import load_run
@@ -197,11 +198,15 @@ def _rehearse(
 
 
 def with_measured_limit(policy: Policy, verdicts: Any) -> Policy:
-    """The policy with the concurrency that staging measured, where the policy itself says nothing."""
+    """The policy with the concurrency that staging measured, where that is more than its own.
+
+    Never less: the load test's requests come evenly, users' do not, and what a burst finds closed here waits
+    in the gateway while a replica has predictions free, or a batch has room.
+    """
     if policy.replicas.gateway_limit is not None or _STAGE not in verdicts:
         return policy
     found = [one for one in verdicts[_STAGE]["findings"] if one["metric"] == CONCURRENCY]
-    if not found or not found[0]["candidate"]:
+    if not found or found[0]["candidate"] <= limits_of(policy).concurrency:
         return policy
     replicas = policy.replicas.model_copy(update={"gateway_limit": int(found[0]["candidate"])})
     return policy.model_copy(update={"replicas": replicas})

@@ -24,6 +24,7 @@ _POINTS_MAX = 50_000
 _FLUSH_EVERY_S = 5.0
 DIFFERENCES = "shadow_differences.html"
 """The document of a release that shows texts of users; retention deletes it with the reports."""
+REPORT = "report.html"
 _STATUS = {"PROMOTED": "FINISHED", "REJECTED": "FAILED", "ROLLED_BACK": "FAILED"}
 
 

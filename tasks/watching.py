@@ -11,8 +11,12 @@ Imports neither Prefect nor MLflow.
 
 from __future__ import annotations
 
+import contextvars
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from queue import Queue
 
 from evals.burn import Bucket, add_minutes, burns
 from evals.control import ControlVerdict, Decision, Previous, PreviousState, Step, decide
@@ -34,10 +38,15 @@ from tasks.rolling_back import RollbackReport
 from tasks.watch_memory import Memory, begin, move_spool, remember, spent_on, store
 from tasks.watch_record import keep_decision
 
+_LOG = logging.getLogger("interlock.watch")
 _WHO = "watch"
 _ROWS_MAX = 200_000
 """Requests of one look: a watch that was away for long catches up in looks of this size."""
 _BLIND_AFTER_S = 120.0
+_GAP_S = 300.0
+"""A scheduled run begins every minute; one that is still at work may keep the next ones away."""
+_NOTICE_S = 1.0
+"""How soon an endpoint notices that all others have had their time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +65,68 @@ class WatchReport:
 
 
 def watch(benches: Sequence[Bench], *, run_s: float | None = None) -> Iterator[WatchReport]:
-    """Look at each endpoint in turn, as often as its policy says, until its `watch.run_s` is over.
+    """Look at every endpoint as often as its policy says, until its `watch.run_s` is over.
 
-    `run_s` overrides the policies'. An endpoint that cannot be looked at is reported as ERROR and
-    looked at again; it never stops the others.
+    `run_s` overrides the policies'. Each endpoint has a thread, and its bench a journal of its own, so that a
+    look which starts a cold version keeps nobody else waiting; the others are looked at until it is done.
+    An endpoint that cannot be looked at is reported as ERROR and looked at again.
     """
-    due = {bench.name: (bench.clock(), bench) for bench in benches}
-    ends = {
-        bench.name: bench.clock() + (bench.policy.watch.run_s if run_s is None else run_s)
-        for bench in benches
-    }
-    while due:
-        name = min(due, key=lambda one: due[one][0])
-        at, bench = due[name]
-        bench.sleep(max(0.0, at - bench.clock()))
+    busy = {bench.name for bench in benches}
+    if len(benches) == 1:  # Ctrl-C must end it at once
+        yield from _looks(benches[0], busy, run_s)
+        return
+    reports: Queue[WatchReport | None] = Queue()
+
+    def run(bench: Bench) -> None:
+        try:
+            for report in _looks(bench, busy, run_s):
+                reports.put(report)
+        except Exception as error:  # noqa: BLE001 (one endpoint's trouble must not blind the others)
+            _LOG.exception("%s: the watch of this endpoint ended", bench.name)
+            reports.put(_no_look(bench, Outcome.ERROR, f"{type(error).__name__}: {error}"))
+        finally:
+            busy.discard(bench.name)
+            reports.put(None)
+
+    with ThreadPoolExecutor(max(1, len(benches)), thread_name_prefix="watch") as pool:
+        for bench in benches:
+            pool.submit(contextvars.copy_context().run, run, bench)
+        for _ in benches:
+            yield from iter(reports.get, None)
+
+
+def _looks(bench: Bench, busy: set[str], run_s: float | None) -> Iterator[WatchReport]:
+    """One endpoint's looks, until no endpoint is `busy`: with its own time over it leaves that set."""
+    _tell_of_gap(bench)
+    every_s = bench.policy.watch.look_every_s
+    at = bench.clock()
+    ends = at + (bench.policy.watch.run_s if run_s is None else run_s)
+    while busy:
         yield look(bench)
-        at = max(at + bench.policy.watch.look_every_s, bench.clock())
-        due[name] = (at, bench)
-        if at > ends[name]:
-            del due[name]
+        at = max(at + every_s, bench.clock())
+        if at > ends:
+            busy.discard(bench.name)
+        while busy and bench.clock() < at:
+            bench.sleep(min(_NOTICE_S, at - bench.clock()))
+
+
+def _tell_of_gap(bench: Bench) -> None:
+    """Tell where nobody has looked at the endpoint for long: harm of that time came to nobody's notice."""
+    try:
+        kept = bench.journal.state(bench.name, WATCH)
+    except ServingError as error:
+        _LOG.info("%s: when it was last looked at is not known: %s", bench.name, error)
+        return
+    gap_s = bench.clock() - kept.time if kept else 0.0
+    if gap_s > _GAP_S + bench.policy.watch.look_every_s:
+        alert(
+            bench,
+            "warning",
+            f"the watch did not look for {gap_s:.0f} s; it goes on now",
+            numbers={"gap_s": gap_s},
+            next_step="look at the flow runs of `watch` in Prefect, and interlock doctor",
+            key="watch-gap",
+        )
 
 
 def look(bench: Bench) -> WatchReport:
@@ -82,9 +134,7 @@ def look(bench: Bench) -> WatchReport:
     try:
         return _look(bench)
     except Fenced as error:
-        return WatchReport(
-            bench.name, "", Outcome.INCONCLUSIVE, Step.GO_ON, f"somebody else was first: {error}"
-        )
+        return _no_look(bench, Outcome.INCONCLUSIVE, f"somebody else was first: {error}")
     except ServingError as error:
         kept = bench.journal.state(bench.name, WATCH)
         if kept is not None and bench.clock() - kept.time > _BLIND_AFTER_S:
@@ -96,13 +146,17 @@ def look(bench: Bench) -> WatchReport:
                 next_step="interlock doctor",
                 key="watch-blind",
             )
-        return WatchReport(bench.name, "", Outcome.ERROR, Step.GO_ON, str(error))
+        return _no_look(bench, Outcome.ERROR, str(error))
+
+
+def _no_look(bench: Bench, outcome: Outcome, why: str) -> WatchReport:
+    return WatchReport(bench.name, "", outcome, Step.GO_ON, why)
 
 
 def _look(bench: Bench) -> WatchReport:
     row = bench.row()
     if not row.champion:
-        return WatchReport(bench.name, "", Outcome.INCONCLUSIVE, Step.GO_ON, "it never served")
+        return _no_look(bench, Outcome.INCONCLUSIVE, "it never served")
     memory = remember(bench, row)
     if memory is None:
         begin(bench, row)

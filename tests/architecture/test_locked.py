@@ -33,7 +33,7 @@ def lock_text() -> str:
 def wanted() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     texts = list(project["project"]["dependencies"])
-    for extra in ("aws", "gcp", "llm"):
+    for extra in ("aws", "gcp", "llm", "postgres"):
         texts += project["project"]["optional-dependencies"][extra]
     for group in project["dependency-groups"].values():
         texts += group

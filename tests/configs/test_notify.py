@@ -26,6 +26,6 @@ def test_a_url_in_a_policy_is_refused_and_not_repeated(tmp_path: Path) -> None:
     assert "TokenA" not in said
 
 
-@pytest.mark.parametrize("text", ["{nobody}", "{was.__class__}", "{was:d}", "{", "{0}"])
+@pytest.mark.parametrize("text", ["{nobody}", "{was.__class__}", "{was:d}", "{was:{foo}}", "{", "{0}"])
 def test_a_communication_that_could_not_be_filled_in_is_refused_at_once(tmp_path: Path, text: str) -> None:
     assert "rollback.text" in problems(tmp_path, rollback={"text": text})

@@ -27,7 +27,7 @@ PER_S = 50
 
 
 def flights_policy() -> dict[str, Any]:
-    """The demo's policy, judged on July's flights and watched for drift every minute."""
+    """The demo's policy, judged on the end of July and watched for drift every minute."""
     policy = yaml.safe_load((PROJECT / "examples/flights/policies/flights.yaml").read_text())
     policy["evaluation"] |= {"data": "held_out.parquet", "slices": [], "metrics": [{"name": "log_loss"}]}
     policy["shadow"] |= {"min_pairs": 60}
@@ -50,12 +50,13 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stand]:
     (folder / "flights.yaml").write_text(yaml.safe_dump(flights_policy()))
     flights = retrain.labelled_flights()
     winter = retrain.between(flights, "2013-01-01", "2013-04-01")
-    july = retrain.between(flights, "2013-07-01", "2013-08-01")
+    july = retrain.between(flights, "2013-07-01", "2013-07-21")
+    later = retrain.between(flights, "2013-07-21", "2013-08-01")  # after all that retraining may have seen
     fitted = retrain.fit(winter)
     sample = winter.sample(5000, random_state=1)
     answers = retrain.probabilities(fitted, sample)
     sample[list(FEATURES)].assign(prediction=answers).to_parquet(folder / "spring.parquet")
-    july[[*FEATURES, LABEL]].to_parquet(folder / "held_out.parquet", index=False)
+    later[[*FEATURES, LABEL]].to_parquet(folder / "held_out.parquet", index=False)
     july[list(FEATURES)].to_parquet(folder / "live.parquet", index=False)
     try:
         made.interlock("up")

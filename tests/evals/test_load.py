@@ -115,6 +115,28 @@ def test_the_search_stops_at_its_ceiling_and_at_once_where_the_expected_rate_is_
     assert judge_load(slow, POLICY, BUDGET, replicas=1).outcome is Outcome.FAIL
 
 
+def test_where_every_rate_was_borne_no_limit_was_found() -> None:
+    fast = [step(rate, service_s=0.001) for rate in (100, 150, 225, 337.5, 400)]
+    verdict = judge_load(fast, POLICY, BUDGET, replicas=1)
+    assert {one.metric: one.candidate for one in verdict.findings if one.metric != "p95"} == {
+        "errors": None,
+        "highest_rate_per_s": 400,
+    }
+    assert "no limit found: 400/s is borne" in verdict.reason
+
+
+def test_a_rate_that_the_generator_could_not_send_shows_no_limit_either() -> None:
+    arrivals = queue(150)
+    sent = np.where(arrivals.due > 8, np.nan, arrivals.sent)
+    done = np.where(np.isnan(sent), np.nan, arrivals.done)
+    untested = measure(
+        Arrivals(arrivals.due, sent, done, arrivals.status), rate=150, policy=POLICY, budget=BUDGET
+    )
+    verdict = judge_load([step(100), untested], POLICY, BUDGET, replicas=1)
+    assert verdict.passed
+    assert "no limit found" in verdict.reason
+
+
 def test_nothing_tried_never_passes() -> None:
     assert judge_load([], POLICY, BUDGET, replicas=1).outcome is Outcome.INCONCLUSIVE
 

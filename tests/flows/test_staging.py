@@ -14,6 +14,7 @@ import pytest
 from prefect.client.schemas.objects import State
 from prefect.testing.utilities import prefect_test_harness
 
+from configs.policy import Replicas
 from evals.load import Arrivals
 from flows import release as flow_module
 from flows.release import release_model
@@ -97,6 +98,7 @@ def run(version: int, **parameters: Any) -> State:
 def test_what_staging_bears_is_promoted_and_its_limit_reaches_production(
     world: World, theatre: Theatre, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    world.policy = world.policy.model_copy(update={"replicas": Replicas(concurrency=1)})
     limits: list[int | None] = []
     place = flow_module.place_candidate
 
@@ -111,7 +113,7 @@ def test_what_staging_bears_is_promoted_and_its_limit_reaches_production(
     found = {one["metric"]: one["candidate"] for one in stored["findings"]}
     assert stored["outcome"] == "PASS"
     assert 160 < found["highest_rate_per_s"] <= 202
-    assert limits == [int(found["concurrency_per_replica"])]
+    assert limits == [int(found["concurrency_per_replica"])] == [2]
     assert theatre.endpoint.describe().versions == {"blue": "", "green": ""}
     assert not theatre.captures.exists(), "what was sent may be what production's users had sent"
     assert any(name == "load/p95_ms" for name, *_ in world.runs.points)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from serving.endpoint import Slot
-from serving.errors import Fenced, PlatformUnavailable, Refused
+from serving.errors import Fenced, PlatformUnavailable, Refused, SetupError
 from serving.journal import Journal
 from serving.records import LookRow, ReleaseState, Stage
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(f"sqlite:///{tmp_path / 'deep' / 'journal.db'}")
+def journal(journal_url: str) -> Generator[Journal]:
+    with closing(Journal(journal_url)) as made:
+        yield made
 
 
 def open_release(journal: Journal, version: str = "2", now: float = 100.0):
@@ -152,8 +156,76 @@ def test_the_trail_can_be_asked_for_one_kind_of_line(journal: Journal) -> None:
     assert only.details == {"version": "3"}
 
 
+def test_lines_are_found_by_a_detail_in_their_order(journal: Journal) -> None:
+    for number in range(1200):
+        journal.record("flights", "taken", who="a", now=number, state=f"file {number % 600}")
+    journal.record("flights", "other", who="a", now=1, state="file 1")
+    journal.record("elsewhere", "taken", who="a", now=1, state="file 1")
+    found = journal.audit_of("flights", "taken", "state", [f"file {number}" for number in range(1, 599)])
+    assert len(found) == 1196
+    assert [line.time for line in found if line.details["state"] == "file 7"] == [7, 607]
+
+
+def test_of_two_lines_alike_one_is_written(journal: Journal) -> None:
+    def tell(now: float, severity: str) -> bool:
+        unless = {"key": ("a",), "severity": (severity,)}
+        return journal.record_once(
+            "flights", "alert", since=0.0, unless=unless, who="x", now=now, key="a", severity=severity
+        )
+
+    assert [tell(1, "info"), tell(2, "info"), tell(3, "critical"), tell(4, "critical")] == [True, False] * 2
+
+
+def test_what_is_kept_of_an_endpoint_and_a_release_comes_back_as_it_was(journal: Journal) -> None:
+    journal.create_endpoint("flights", now=1_800_000_000.123456)
+    intent = {"kind": "promote", "numbers": [1.5, None, True], "text": "\u00fc"}
+    row = journal.change("flights", generation=0, now=1_800_000_001.654321, intent=intent, share_bp=2500)
+    assert (row.intent, row.share_bp, row.updated_at) == (intent, 2500, 1_800_000_001.654321)
+    assert journal.change("flights", generation=0, now=2.0, intent=None).intent is None
+    release = journal.add_release("flights", "3+p2", champion="1", policy={"a": {"b": [1]}}, now=3.5)
+    claimed = journal.claim(release.id, "me", lease_s=30, now=4, flow_run_id="f" * 36)
+    kept = journal.update_release(claimed.id, "me", now=5, verdicts={"shadow": {"outcome": "PASS"}})
+    assert (kept.policy, kept.verdicts) == ({"a": {"b": [1]}}, {"shadow": {"outcome": "PASS"}})
+    assert [one.id for one in journal.releases("flights", version="3+p2")] == [release.id]
+
+
 def test_a_database_that_cannot_be_opened_is_named_with_the_next_step(tmp_path: Path) -> None:
     folder = tmp_path / "journal.db"
     folder.mkdir()
     with pytest.raises(PlatformUnavailable, match="Next: check its disk"):
         Journal(f"sqlite:///{folder}")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "no url at all",
+        "postgresql://user:secret@127.0.0.1:x/db",
+        "nosuch://user:secret@127.0.0.1/db",
+        "postgresql+nosuch://user:secret@127.0.0.1/db",
+        "postgresql+asyncpg_of_nobody://user:secret@127.0.0.1/db",
+    ],
+)
+def test_a_url_that_names_no_database_says_how_one_looks(url: str) -> None:
+    with pytest.raises(SetupError, match=r"Next: sqlite:.*postgresql\+psycopg://.*`postgres`") as refused:
+        Journal(url)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_driver_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    with pytest.raises(SetupError, match=r"no driver for the journal .*extra `postgres`"):
+        Journal("postgresql://user@127.0.0.1/db")
+
+
+def test_a_file_that_is_no_database_is_named_with_the_next_step(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    path.write_text("no database " * 100)
+    with pytest.raises(SetupError, match=r"cannot be read: .*not a database. Next: put a copy"):
+        Journal(f"sqlite:///{path}")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match="no folder for the journal"):
+        Journal(f"sqlite:///{tmp_path}/file/deep/journal.db")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from configs.policy import Policy
 from configs.settings import Settings
@@ -205,6 +207,10 @@ def test_sustained_input_drift_asks_for_retraining_and_survives_restarts(
     assert event["event"] == RETRAIN_EVENT
     assert event["resource"]["prefect.resource.id"] == "interlock.endpoint.flights"
     assert event["payload"]["columns"] == ["temp"]
+    (trained,) = yaml.safe_load(Path("examples/flights/prefect.yaml").read_text())["deployments"]
+    (trigger,) = trained["triggers"]
+    named = set(re.findall(r"event\.payload\.(\w+)", yaml.safe_dump(trigger["parameters"])))
+    assert {"window_from", "window_until"} <= named <= set(event["payload"])
     check_drift(station.bench(), again=True)
     assert len({sent["id"] for sent in events}) == 1, "the same window asks with the same id"
     assert "ask for retraining" not in live(station, warmer=8).window.verdict.decision.actions, "once a week"

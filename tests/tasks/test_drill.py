@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ import pytest
 
 from configs.drill import Drill, Fault
 from configs.settings import Settings
-from serving.errors import Refused
+from serving.atomic import timed_lock
+from serving.errors import NotHealthy, Refused
+from serving.gateway.keys import Keys
 from serving.records import ReleaseState
 from tasks import drill, drill_flow
 from tasks.bench import Bench
@@ -124,6 +128,7 @@ def test_the_fault_that_was_rehearsed_longest_ago_comes_next(bench: Bench) -> No
         ("errors", ReleaseState.REJECTED, None),
         ("errors", ReleaseState.INTERRUPTED, "its release ended INTERRUPTED, it must be REJECTED: went away"),
         ("lost-telemetry", ReleaseState.HELD, "its release ended HELD, it must be REJECTED: went away"),
+        ("lost-telemetry", ReleaseState.REJECTED, None),
         ("bad-outputs", ReleaseState.ABORTED, "its release ended ABORTED, it must be REJECTED: went away"),
         ("crash-on-start", ReleaseState.INTERRUPTED, None),
         ("crash-mid-canary", ReleaseState.INTERRUPTED, None),
@@ -142,3 +147,87 @@ def test_every_fault_must_be_found_bad_and_only_a_crash_may_interrupt(
     seen = DrillTraffic([Answer(100, 200, "1", 5)])
     found = drill._problems(world.bench(), fault, ended, "1", seen, after=90, stopped_s=9)
     assert found == [problem] * (problem is not None)
+
+
+def test_lost_telemetry_may_be_held_for_its_missing_records_only(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.first_champion()
+    seen = DrillTraffic([Answer(100, 200, "1", 5)])
+    reason = "telemetry is missing: the candidate reported 3 of 90 units where about 22 were assigned to it"
+    ended = replace(world.release("2"), state=ReleaseState.HELD, reason=reason)
+    for fault, problems in (("lost-telemetry", 0), ("errors", 1)):
+        found = drill._problems(world.bench(), fault, ended, "1", seen, after=90, stopped_s=9)
+        assert len(found) == problems, found
+
+
+class Theatre:
+    """A drill endpoint whose champion is version 1; every registered version is the next number."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.world = World(folder)
+        self.world.first_champion()
+        self.keys = Keys(self.world.settings)
+        policy_dir = folder / "policies"
+        policy_dir.mkdir()
+        self.world.settings = self.world.settings.model_copy(update={"policy_dir": policy_dir})
+        self.during: list[str] = []
+        monkeypatch.setattr(drill, "register_version", lambda *_: "2")
+        monkeypatch.setattr(drill, "traffic", self._traffic)
+        monkeypatch.setattr(drill, "_rehearse", self._rehearse)
+        self.ends = NotHealthy("its release is in its canary")
+        self.begins = True
+
+    def run(self) -> None:
+        bench = self.world.bench()
+        bench.policy = bench.policy.model_copy(update={"drill": Drill()})
+        drill.run_drill(bench, "errors")
+
+    @contextmanager
+    def _traffic(self, *_: Any, **__: Any) -> Iterator[DrillTraffic]:
+        yield DrillTraffic()
+
+    def _rehearse(self, bench: Bench, *_: Any) -> DrillResult:
+        self.during = [key.tenant for key in self.keys.every()]
+        bench.registry.point(bench.policy.model, "candidate", "2")
+        if self.begins:
+            release = self.world.release("2")
+            bench.journal.end_release(release.id, state=ReleaseState.HELD, reason="no data", now=1e9)
+        raise self.ends
+
+
+@pytest.fixture
+def theatre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Theatre:
+    return Theatre(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_drill_that_fails_early_leaves_no_release_no_candidate_and_no_key(
+    theatre: Theatre, begins: bool
+) -> None:
+    theatre.begins = begins
+    with pytest.raises(NotHealthy):
+        theatre.run()
+    assert theatre.world.journal.open_release("flights") is None
+    assert [one.state for one in theatre.world.journal.releases("flights", version="2")] == [
+        ReleaseState.ABORTED
+    ] * begins
+    assert "candidate" not in theatre.world.registry.aliases
+    assert theatre.keys.every() == []
+
+
+def test_the_key_of_a_drill_that_was_killed_goes_with_the_next_drill(theatre: Theatre) -> None:
+    left = theatre.keys.create("interlock-drill-flights")
+    theatre.keys.create("somebody-else")
+    with pytest.raises(NotHealthy):
+        theatre.run()
+    assert sorted(theatre.during) == ["interlock-drill-flights", "somebody-else"]
+    assert [key.tenant for key in theatre.keys.every()] == ["somebody-else"]
+    assert left
+
+
+def test_two_drills_of_one_endpoint_do_not_take_each_others_key(theatre: Theatre) -> None:
+    with timed_lock(theatre.world.settings.state / "drills" / "flights.lock", wait_s=0):
+        theatre.keys.create("interlock-drill-flights")
+        with pytest.raises(Refused, match="is being drilled"):
+            theatre.run()
+    assert len(theatre.keys.every()) == 1

@@ -10,6 +10,7 @@ from configs.settings import Settings
 from serving.errors import Refused
 from tasks.bench import Bench
 from tasks.control import start_release
+from tasks.environments import compare
 from tasks.release import open_release
 from tests.configs.policies import VALID
 from tests.tasks.doubles import MemoryRegistry
@@ -42,3 +43,14 @@ def test_production_is_released_to(settings: Settings) -> None:
     bench = Bench(Bench.open("flights", settings).policy, settings, registry=MemoryRegistry())  # type: ignore[arg-type]
     made = open_release(bench, "3", again=False, reason="", flow_run_id="run", owner="me")
     assert bench.journal.open_release("flights") == made.row
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"), [("stagin", "'stagin'; did you mean staging? It has: "), ("xyz", "'xyz'. It has: ")]
+)
+def test_an_environment_that_is_not_there_is_refused_in_whole_sentences(
+    settings: Settings, asked: str, words: str
+) -> None:
+    with pytest.raises(Refused) as refused:
+        compare(settings, "flights", asked, "production")
+    assert f"its policy has no environment {words}" in str(refused.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from configs.policy import Policy
 from evals.drift_decision import Harm
 from serving.endpoint import Reply
 from serving.errors import Refused, SetupError
+from serving.journal import Journal
+from serving.journal_schema import AUDIT
 from tasks.bench import Bench
 from tasks.drift_harm import known_harm
 from tasks.labels import TAKEN, performance, take_file, take_scheduled
@@ -159,6 +162,31 @@ def test_the_schedule_reads_what_is_new_and_what_was_too_early(world: World) -> 
     assert grown is not None
     assert (grown.stored, grown.duplicates) == (1, 2)
     assert len(world.journal.audit("flights", what=(TAKEN,))) == 3
+
+
+def test_what_stays_unknown_is_looked_for_for_an_hour_and_told_once(world: World) -> None:
+    world.label([*world.serve(1), "never-captured"], 1)
+    read = []
+    for _ in range(20):
+        report = take_scheduled(world.bench())
+        assert report is not None
+        read.append(report.read)
+        world.clock.now += 300
+    assert read == [2] * 13 + [0] * 7
+    (line,) = world.journal.audit("flights", what=(TAKEN,))
+    assert (line.details["stored"], line.details["unknown"]) == (1, 1)
+
+
+def test_a_finished_file_is_remembered_however_much_came_after_it(world: World) -> None:
+    world.label(world.serve(1), 1)
+    take_scheduled(world.bench())
+    with closing(Journal(world.settings.journal)) as journal, journal._engine.begin() as connection:
+        line = {"time": 1.0, "endpoint": "flights", "release_id": "", "who": "labels", "what": TAKEN}
+        details = [{**line, "details": {"state": f"other {n}", "unknown": 0}} for n in range(6_000)]
+        connection.execute(sa.insert(AUDIT), details)
+    report = take_scheduled(world.bench())
+    assert report is not None
+    assert report.read == 0
 
 
 def test_labels_come_from_a_table_of_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

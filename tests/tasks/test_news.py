@@ -101,3 +101,21 @@ def test_killed_anywhere_a_rollback_is_told_once_at_least_and_never_twice_in_the
             if survived:
                 return
     raise AssertionError("it never came to its end")
+
+
+@pytest.mark.parametrize(
+    ("reason", "steps"),
+    [
+        ("no data", "interlock resume flights, or interlock abort flights"),
+        (
+            "canary is ERROR: telemetry is missing: the candidate reported 3 of 90 units",
+            "mend that, then interlock abort flights, and interlock release flights 2 anew",
+        ),
+    ],
+)
+def test_a_release_on_hold_is_resumed_unless_its_records_stay_incomplete(
+    world: Told, reason: str, steps: str
+) -> None:
+    release, _ = world.ramping()
+    transitions.make_safe(world.bench(), release, who="flow", reason=reason, state=ReleaseState.HELD)
+    assert world.messenger.sent[-1].next_step == steps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -28,9 +29,9 @@ from serving.labels import LabelBook
 from serving.records import ReleaseState
 from tasks.bench import Bench
 from tasks.labels import take_file
-from tasks.retention import DELETED, FORGOTTEN, forget_user, retain, retain_logs
-from tasks.runs import TrackingRefused, TrackingUnavailable
-from tasks.trail import DIFFERENCES
+from tasks.retention import DELETED, FORGOTTEN, forget_user, retain, retain_copies, retain_logs
+from tasks.runs import Runs, TrackingRefused, TrackingUnavailable
+from tasks.trail import REPORT
 from tests.serving.capture.exchanges import record, recorder
 from tests.serving.gateway.test_access_log import line
 from tests.tasks import test_transitions
@@ -39,6 +40,7 @@ from tests.tasks.doubles import HandClock
 DAY = 86_400.0
 NOW = 1_800_000_000.0
 USERS = ("ann", "bob", "cem")
+MADE = ("report.html", "evaluation.html", "evaluation-data.html", "decisions.json", "shadow_differences.html")
 
 
 class MemoryReports:
@@ -46,7 +48,8 @@ class MemoryReports:
 
     def __init__(self) -> None:
         self.kept = ["drift/2026-11-22T08-00", "drift/2030-01-01T00-00", "drift/notes"]
-        self.pages = ["old", "new"]
+        self.pages = {run: set(MADE) for run in ("old", "new", "alone")}
+        self.alone: dict[str, float] = {}
         self.asked: list[str] = []
         self.is_away = False
 
@@ -59,14 +62,20 @@ class MemoryReports:
     def delete(self, run: str, path: str) -> bool:
         if self.is_away:
             raise TrackingUnavailable("away")
-        if path == DIFFERENCES:
+        if path.startswith("drift/"):
+            self.kept.remove(path)
+            return True
+        if path == REPORT:
             self.asked.append(run)
             if run == "gone":
                 raise TrackingRefused("no such run")
-            self.pages.remove(run)
-        else:
-            self.kept.remove(path)
-        return True
+        was_there = path in self.pages[run]
+        self.pages[run].discard(path)
+        return was_there
+
+    def ended_runs(self, endpoint: str, names: str, *, since: float, before: float) -> list[str]:
+        assert names == f"{endpoint}-v%-evaluation-%"
+        return [run for run, at in self.alone.items() if since <= at < before]
 
     def open_run(self, _endpoint: str, _name: str, _tags: Any) -> str:
         return "run"
@@ -221,20 +230,23 @@ def ended(place: Place, version: str, run_id: str, at: float) -> None:
     journal.end_release(release.id, state=ReleaseState.REJECTED, reason="bad", now=at)
 
 
-def test_pages_with_texts_of_users_go_as_reports_do_and_are_asked_for_once(place: Place) -> None:
+def test_pages_of_releases_and_evaluations_go_as_reports_do_and_are_asked_for_once(place: Place) -> None:
     ended(place, "2", "old", NOW - 500 * DAY)
     ended(place, "3", "gone", NOW - 400 * DAY)
     ended(place, "4", "new", NOW - DAY)
+    place.runs.alone["alone"] = NOW - 450 * DAY
     place.runs.is_away = True
     assert retain(place.bench()).reports == 0
     place.runs.is_away = False
-    assert retain(place.bench()).reports == 1
-    assert (place.runs.pages, place.runs.asked) == (["new"], ["gone", "old"])
+    assert retain(place.bench()).reports == 8
+    kept = {"decisions.json"}
+    assert place.runs.pages == {"old": kept, "alone": kept, "new": set(MADE)}
+    assert place.runs.asked == ["gone", "old", "alone"]
     assert retain(place.bench()).reports == 0
-    assert place.runs.asked == ["gone", "old"], "what was deleted is not asked for again"
+    assert place.runs.asked == ["gone", "old", "alone"], "what was deleted is not asked for again"
     place.clock.now += 370 * DAY
     retain(place.bench())
-    assert place.runs.pages == []
+    assert place.runs.pages["new"] == kept
 
 
 def test_old_lines_of_the_access_log_become_a_hole_and_cursors_stay_true(tmp_path: Path) -> None:
@@ -287,6 +299,49 @@ def test_logs_stay_as_long_as_any_policy_says(place: Place) -> None:
     place.settings.policy_path("broken").write_text("endpoint: [")
     assert "kept" in retain_logs(place.settings, ["flights", "broken"], now=NOW + 900 * DAY)
     assert len(place.requests()) == 30
+
+
+def test_cached_copies_of_data_go_as_captures_do_with_a_line_in_the_trail(place: Place) -> None:
+    place.settings.policy_dir.mkdir()
+    values = place.policy.model_dump(mode="json")
+    place.settings.policy_path("flights").write_text(json.dumps(values))
+    copies = place.settings.state / "cache"
+    for name, age in (("references/old.parquet", 40), ("scores/old.npy", 40), ("scores/new.npy", 1)):
+        (copies / name).parent.mkdir(parents=True, exist_ok=True)
+        (copies / name).write_text("x")
+        os.utime(copies / name, (NOW - age * DAY, NOW - age * DAY))
+    assert retain_copies(place.settings, ["flights"], now=NOW) == "cached copies: 2 were too old"
+    assert [path.name for path in copies.glob("*/*")] == ["new.npy"]
+    (told,) = place.bench().journal.audit("", what=(DELETED,))
+    assert told.details == {"cached_copies": 2}
+    for_ever = values | {"retention": {"captures_s": None}}
+    place.settings.policy_path("flights").write_text(json.dumps(for_ever))
+    assert "kept" in retain_copies(place.settings, ["flights"], now=NOW + 900 * DAY)
+    assert (copies / "scores" / "new.npy").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # MLflow's own, of its client and its database
+def test_evaluations_without_a_release_are_found_in_mlflow_by_their_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    runs = Runs(uri)
+    ids = {}
+    for name in ("flights-v1-1", "flights-v1-evaluation-20260101T000000", "flights-v2-evaluation-running"):
+        ids[name] = runs.open_run("flights", name, {})
+        if "running" not in name:
+            runs.close_run(ids[name], status="FINISHED", tags={})
+    runs.log_text(ids["flights-v1-evaluation-20260101T000000"], "evaluation.html", "<p>page</p>")
+    wanted = "flights-v%-evaluation-%"
+    now = time.time()
+    assert runs.ended_runs("flights", wanted, since=0, before=now - 3600) == []
+    found = runs.ended_runs("flights", wanted, since=0, before=now + 60)
+    assert found == [ids["flights-v1-evaluation-20260101T000000"]]
+    assert runs.ended_runs("nowhere", wanted, since=0, before=now) == []
+    assert [runs.delete(found[0], "evaluation.html") for _ in range(2)] == [True, False]
 
 
 def test_a_release_under_way_keeps_its_lines(place: Place) -> None:

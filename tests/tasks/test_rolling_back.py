@@ -121,6 +121,18 @@ def test_what_clients_would_notice(world: World, serving: object, other: object,
     assert bool(words) == bool(said)
 
 
+def test_a_rollback_whose_signatures_are_not_known_says_so(world: World) -> None:
+    note_signature(world.bench(), "r", "2", Model(["a"]))
+    words = rollback_words(asdict(roll_back(world)))
+    assert "signatures not compared, for none is noted of version 1" in " ".join(words.split())
+
+
+def test_a_rollback_whose_signatures_were_compared_says_nothing_of_them(world: World) -> None:
+    for version in ("1", "2"):
+        note_signature(world.bench(), "r", version, Model(["a"]))
+    assert "signatures" not in rollback_words(asdict(roll_back(world)))
+
+
 def test_asking_twice_goes_back_once(world: World) -> None:
     first = roll_back(world)
     again = roll_back(world)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import socket
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from configs.settings import Settings
 from serving.errors import Fenced, LeaseExpired, PlatformUnavailable, Refused, ServingError
+from serving.journal import Journal
 from tasks.failures import MEANINGS, ExitStatus, explain
 from tests.configs.policies import VALID
 from tests.flows.cli.conftest import Interlock
@@ -97,10 +99,30 @@ def test_one_broken_policy_does_not_hide_the_others(interlock: Interlock, cli_se
 
 
 def test_history_of_nothing(interlock: Interlock, cli_settings: Settings) -> None:
+    write_policy(cli_settings)
     cli_settings.state.mkdir()
     assert json.loads(interlock("history", "flights", "--json").out) == []
     assert "nothing happened yet" in interlock("history", "flights").out
     assert json.loads(interlock("history", "flights", "--audit", "--json").out) == []
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--audit",)])
+def test_history_of_an_unknown_endpoint_is_refused_as_its_status_is(
+    interlock: Interlock, cli_settings: Settings, options: tuple[str, ...]
+) -> None:
+    write_policy(cli_settings)
+    cli_settings.state.mkdir()
+    asked, status = interlock("history", "flihgts", *options), interlock("status", "flihgts")
+    assert (asked.status, asked.out) == (status.status, "") == (1, "")
+    assert asked.err == status.err
+    assert "did you mean" in asked.err
+
+
+def test_history_outlives_the_policy(interlock: Interlock, cli_settings: Settings) -> None:
+    cli_settings.state.mkdir()
+    with closing(Journal(cli_settings.journal)) as journal:
+        journal.add_release("gone", "1", champion="", policy={}, now=1.0)
+    assert "gone-v1-1" in interlock("history", "gone").out
 
 
 def test_validate(interlock: Interlock, cli_settings: Settings) -> None:

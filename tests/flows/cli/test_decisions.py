@@ -40,6 +40,28 @@ def test_a_release_that_is_not_there_is_refused_with_the_next_step(
     assert "Next: interlock history" in result.err
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not JSON",
+        "[]",
+        "3",
+        "{}",
+        '{"release": "r", "looks": []}',
+        '{"release": "r", "state": "", "reason": "", "decided_stage": "", "policy": 1, "looks": {}}',
+    ],
+)
+def test_a_file_that_is_no_record_is_refused_in_one_line(
+    interlock: Interlock, tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    result = interlock("replay-decisions", str(path))
+    assert result.status == 5
+    assert f"{path} is no decisions.json of a release" in result.err
+    assert result.err.count("\n") == 1
+
+
 def test_a_decision_that_does_not_come_out_is_named_and_exits_1(
     interlock: Interlock, cli_settings: Settings
 ) -> None:
@@ -79,6 +101,17 @@ def test_simulate_prints_a_table_and_draws_it(
     assert plot.stat().st_size > 5000
 
 
+def test_a_plot_that_cannot_be_written_is_one_line_after_the_table(
+    interlock: Interlock, cli_settings: Settings, tmp_path: Path
+) -> None:
+    plot = tmp_path / "plot.svg"
+    plot.mkdir()
+    result = interlock("simulate", str(write_policy(cli_settings)), *QUICK, "--plot", str(plot))
+    assert result.status == 1
+    assert "False rollback:" in result.out
+    assert result.err.startswith(f"{plot} cannot be written: ")
+
+
 def test_simulate_is_seeded_and_knows_endpoints_by_name(interlock: Interlock, cli_settings: Settings) -> None:
     write_policy(cli_settings)
     one, same = (json.loads(interlock("simulate", "flights", *QUICK, "--json").out) for _ in range(2))
@@ -96,6 +129,9 @@ def test_simulate_without_known_traffic_says_how_to_give_it(
     assert result.status == 5
     assert "--rate" in result.err
     assert interlock("simulate", str(path), "--rate", "5", "--plot", "x.pdf").status == 2
+    missing = interlock("simulate", str(path), "--rate", "5", "--plot", "nowhere/x.svg")
+    assert missing.status == 2
+    assert "there is no folder nowhere" in missing.err
     assert interlock("simulate", str(path), "--errors", "much").status == 2
 
 
