@@ -45,10 +45,43 @@ class Api(Section):
     concurrency: int = Field(default=4, ge=1, description="Calls in flight.")
 
 
-class Judge(Section):
+class Decoding(Section):
+    """How answers are asked for: the fields of a request that not every model takes."""
+
+    max_tokens: int = Field(
+        default=256, ge=1, description="Most tokens of an answer; what a model thinks aloud counts too."
+    )
+    tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens",
+        description="The request's field that says so: OpenAI's reasoning models take only "
+        "max_completion_tokens.",
+    )
+    temperature: float | None = Field(
+        default=0,
+        ge=0,
+        description="0 decodes deterministically; null: not sent, for models that refuse any but their own.",
+    )
+    seed: int | None = Field(
+        default=0, description="Seed of the first sample; each further one counts up; null: not sent."
+    )
+
+    def request_fields(self, sample: int = 0) -> dict[str, int | float]:
+        """These fields as a request names them."""
+        fields: dict[str, int | float] = {self.tokens_field: self.max_tokens}
+        if self.temperature is not None:
+            fields["temperature"] = self.temperature
+        if self.seed is not None:
+            fields["seed"] = self.seed + sample
+        return fields
+
+
+class Judge(Decoding):
     """A model that judges answers. It may gate only once it agrees with people on labelled answers."""
 
     api: Api = Field(description="Where the judge answers.")
+    max_tokens: int = Field(
+        default=1024, ge=1, description="Most tokens of a judgement, with what it thinks before it."
+    )
     rubric: str = Field(min_length=1, description="What makes an answer right, in words for the judge.")
     labelled: str = Field(
         description="Answers that people labelled, to check the judge on: jsonl, CSV or parquet with the "
@@ -120,7 +153,7 @@ class PromptSlice(Section):
     required: bool = Field(default=False, description="An INCONCLUSIVE slice blocks the release.")
 
 
-class Generation(Section):
+class Generation(Decoding):
     """The offline gate of a language model: candidate against champion on the same prompts."""
 
     task: Literal["generation"] = Field(description="Answers in words, judged by scorers.")
@@ -133,9 +166,6 @@ class Generation(Section):
         default="reference", description="Column with the right answer, where there is one."
     )
     api: Literal["chat", "completions"] = Field(default="chat", description="Which path is asked.")
-    max_tokens: int = Field(default=256, ge=1, description="Most tokens of an answer.")
-    temperature: float = Field(default=0, ge=0, description="0 decodes deterministically.")
-    seed: int = Field(default=0, description="Seed of the first sample; each further one counts up.")
     samples: Annotated[int, Field(ge=1, le=32)] = Field(
         default=1, description="Answers a prompt; more than one needs a temperature above 0."
     )
@@ -175,6 +205,8 @@ class Generation(Section):
             )
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples above 1 need a temperature above 0: the answers would all be the same")
+        if self.api == "completions" and self.tokens_field != "max_tokens":
+            raise ValueError("api completions knows only tokens_field: max_tokens")
         odd = {one.metric for one in self.slices} - set(names)
         if odd:
             raise ValueError(f"slices: {', '.join(sorted(odd))} is no scorer of this evaluation")

@@ -77,6 +77,16 @@ def evaluate_generation(policy: Generation, contest: Contest) -> Verdict:
     return replace(verdict, findings=(*blocking, *noted))
 
 
+def all_refused(prompts: int, said: str) -> Verdict:
+    """The candidate called every prompt a bad request: that says how it was asked, not how it answers."""
+    reason = (
+        f"the candidate refused all of {prompts} prompts as bad requests ({said}). Next: ask as it wants to "
+        "be asked (evaluation.tokens_field, temperature, seed, max_tokens; its prompt's variables are the "
+        "column prompt_variables)"
+    )
+    return conclude((Finding("failed", Outcome.ERROR, reason, units=prompts),))
+
+
 def digest_of(prompts: list[str]) -> str:
     """SHA-256 over the prompts in their order."""
     return hashlib.sha256("\0".join(prompts).encode()).hexdigest()

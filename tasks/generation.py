@@ -17,7 +17,7 @@ from configs.generation import Generation
 from configs.prices import API_MACHINE
 from configs.serving_runtime import Price
 from evals.agreement import Agreement, Preference
-from evals.generation import Contest, Measures, evaluate_generation
+from evals.generation import Contest, Measures, all_refused, evaluate_generation
 from evals.texts import cosine, word_similarity
 from evals.verdict import Verdict
 from serving.endpoint import Slot
@@ -44,6 +44,9 @@ def evaluate_answers(release: Release, policy: Generation) -> Verdict:
     rows, digest = read_prompts(bench, policy)
     _LOG.info("%s: %d prompts, digest %s", release.row.id, len(rows), digest[:12])
     answers = _ask(release, policy, rows)
+    ours = [one for samples in answers[CANDIDATE] for one in samples]
+    if all(one.refused for one in ours):
+        return all_refused(len(rows), ours[0].why_failed)
     with ExitStack() as stack:
         judge = None
         if policy.judge is not None:
@@ -92,7 +95,7 @@ def _ask(release: Release, policy: Generation, rows: Sequence[PromptRow]) -> Ans
         raise SetupError(
             f"{bench.name}: the champion, version {release.row.champion}, answered none of {len(rows)} "
             f"prompts ({theirs[0].why_failed}), so there is nothing to compare with. "
-            "Next: check evaluation.data and the endpoint"
+            "Next: check the endpoint, evaluation.data and how it is asked (tokens_field, temperature)"
         )
     return answers
 

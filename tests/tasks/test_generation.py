@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,8 @@ from configs.prices import API_MACHINE
 from evals.verdict import Outcome
 from serving.endpoint import Reply
 from serving.errors import SetupError
-from tests.tasks.model_server import model_server
-from tests.tasks.world_of_words import Answering, Words
+from tests.tasks.model_server import model_server, refused_by_reasoning, shown
+from tests.tasks.world_of_words import Answering, Asked, Words
 
 COLOURS = {f"What is colour {i}?": f"Colour {i} is {'red' if i % 2 else 'blue'}." for i in range(40)}
 
@@ -58,6 +59,36 @@ def test_no_answer_is_a_failure_of_the_candidate(words: Words) -> None:
     verdict = words.evaluate(candidate=lambda _: Reply(500, b"no", 1.0), champion=knows(1.0))
     assert verdict.failed
     assert "40 of 40 answers never came" in verdict.reason
+
+
+def test_a_candidate_that_is_asked_in_a_way_that_it_refuses_is_nobodys_verdict(words: Words) -> None:
+    """A reasoning model: rejected it would be for how it was asked, not for what it answers."""
+
+    def reasoning(document: dict[str, Any]) -> str | Reply:
+        refusal = refused_by_reasoning(document)
+        return Reply(400, refusal.encode(), 1.0) if refusal else COLOURS[document["messages"][-1]["content"]]
+
+    words.scorers({"kind": "exact_match", "min": 0.5, "margin": 0.1})
+    verdict = words.evaluate(candidate=Asked(reasoning), champion=knows(1.0))
+    assert verdict.outcome is Outcome.ERROR
+    assert "refused all of 40 prompts" in verdict.reason
+    assert "'max_completion_tokens' instead" in verdict.reason
+    assert "Next: " in verdict.reason
+    words.scorers(
+        {"kind": "exact_match", "min": 0.5, "margin": 0.1},
+        tokens_field="max_completion_tokens",
+        temperature=None,
+    )
+    assert words.evaluate(candidate=Asked(reasoning), champion=knows(1.0)).passed
+
+
+def test_some_refusals_are_failures_of_the_candidate(words: Words) -> None:
+    words.scorers({"kind": "exact_match", "min": 0.5})
+    asked = knows(1.0)
+    verdict = words.evaluate(
+        candidate=lambda text: Reply(400, b"no", 1.0) if "7" in text else asked(text), champion=None
+    )
+    assert verdict.failed
 
 
 def test_a_champion_that_answers_nothing_is_nobodys_verdict(words: Words) -> None:
@@ -165,9 +196,7 @@ def test_similarity_by_embeddings_and_by_words(words: Words) -> None:
 
 def honest_judge(messages: list[dict[str, str]]) -> str:
     """Knows the colours; prefers the answer that names the right one."""
-    text = messages[-1]["content"]
-    asked = next(line for line in text.splitlines() if line in COLOURS)
-    answers = [part.split("\n", 1)[1].split("\n</answer>")[0] for part in text.split("<answer")[1:]]
+    asked, answers = shown(messages)
     right = [answer == COLOURS[asked] for answer in answers]
     if len(right) == 1:
         return json.dumps({"right": right[0]})
