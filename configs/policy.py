@@ -34,6 +34,9 @@ from configs.watch import Watch
 LOOKS_MAX = 50_000
 """Looks that a canary keeps, each some kilobytes: the bound of what a release leaves in the journal."""
 _REPLICAS_FEW = 3
+_FIELDS_OF_WORDS = frozenset(
+    {"messages", "message", "content", "text", "prompt", "input", "choices", "arguments"}
+)
 
 
 class Batch(Section):
@@ -106,6 +109,11 @@ class Capture(Section):
         description="Personal data taken out of every text before it is recorded: <email> stands there then.",
     )
     spool: Spool = Field(default_factory=Spool, description="The shadow's source.")
+
+    @property
+    def keeps_words(self) -> bool:
+        """Whether conversations may be recorded in words: none of their fields is dropped or hashed."""
+        return self.sample > 0 and _FIELDS_OF_WORDS.isdisjoint((*self.drop, *self.hash))
 
 
 class Shadow(Section):

@@ -19,7 +19,8 @@ class Retention(Section):
     captures_s: float | None = Field(
         default=30 * DAY_S,
         ge=3600,
-        description="Captured requests and their labels, in whole hours; null: for ever.",
+        description="Captured requests and their labels, in whole hours; null: for ever. The shadow's pages "
+        "of differing answers go with the first of these and the lines of the access log.",
     )
     access_log_s: float | None = Field(
         default=30 * DAY_S,
@@ -35,6 +36,5 @@ class Retention(Section):
     reports_s: float | None = Field(
         default=365 * DAY_S,
         ge=DAY_S,
-        description="Drift reports in MLflow (the scores over time stay) and the shadow's pages of differing "
-        "answers, which show texts of users; null: for ever.",
+        description="Drift reports in MLflow (the scores over time stay); null: for ever.",
     )

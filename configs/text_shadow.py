@@ -31,7 +31,9 @@ class TextShadow(Section):
     examples: int = Field(default=20, ge=0, le=200, description="Most different answers that the page shows.")
     show: Literal["redacted", "full", "nothing"] = Field(
         default="redacted",
-        description="Texts on the page: without the personal data that patterns find, as they are, or none.",
+        description="Texts on the page: without the personal data that patterns find, as they are, or none. "
+        "None in any case where `capture` keeps no words: sample 0, or content, text, prompt, ... in drop or "
+        "hash.",
     )
 
     @model_validator(mode="after")

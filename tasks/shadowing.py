@@ -21,6 +21,8 @@ from evals.looks import LatencyThresholds
 from evals.shadow import PairCounts, ShadowJudge, count_slower, no_shadow, out_of_time
 from evals.verdict import Outcome, Verdict
 from serving.endpoint import Endpoint, Reply, Slot
+from serving.gateway.log_erasing import forgotten_requests
+from serving.gateway.places import access_log_path
 from serving.records import LookRow, Stage
 from serving.replay import Batch, EndpointAsker, Pair, Replayer, Side
 from tasks.bench import Bench
@@ -257,7 +259,10 @@ def _keep_examples(release: Release, shadow: _Shadow) -> None:
     from tasks.trail import plain_json
 
     release.trail.document("shadow_examples.json", plain_json(shadow.examples))
-    page = shadow.texts.page() if shadow.texts is not None else None
+    if shadow.texts is None:
+        return
+    bench = release.bench
+    page = shadow.texts.page(forgotten_requests(access_log_path(bench.settings), bench.name))
     if page is not None:
         release.trail.document(DIFFERENCES, page)
 

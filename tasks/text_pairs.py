@@ -7,9 +7,7 @@ policy's, and a trusted judge may overrule a difference of words that makes no d
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,26 +18,12 @@ from evals.compare import Agreement
 from evals.texts import closeness, cosine, normalised
 from evals.verdict import Outcome
 from serving.completions import read_completion, read_prompt
-from serving.guards.personal import redact_personal
 from serving.records import Stage
 from serving.replay import Pair
+from tasks.differences import Difference, may_show, shown, write_page
 from tasks.judging import JudgeClient, Question
 from tasks.model_api import ModelApi
 from tasks.release import Release
-
-_SHOWN_CHARS = 2000
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Difference:
-    """A pair of answers apart, for people; ordered by how far. Texts are redacted as the policy says."""
-
-    distance: float
-    request_id: str
-    prompt: str
-    candidate: str
-    champion: str
-    judged: str
 
 
 class TextPairs:
@@ -48,6 +32,7 @@ class TextPairs:
     def __init__(self, release: Release, policy: TextShadow) -> None:
         self._release = release
         self._policy = policy
+        self._show = may_show(policy, release.bench.policy.capture)
         self._judge = _trusted_judge(release) if policy.judge_apart else None
         self._kept: list[Difference] = []
         self.judged_no_worse = 0
@@ -67,21 +52,13 @@ class TextPairs:
         self._overrule(pairs, ours, theirs, found)
         return found
 
-    def page(self) -> str | None:
-        """The page that shows the most different answers side by side; None where none was apart."""
-        import jinja2
+    def page(self, forgotten: Collection[str] = ()) -> str | None:
+        """The page that shows the most different answers side by side; None where none was apart.
 
-        if not self._kept:
-            return None
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(Path(__file__).parent),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-        )
-        row = self._release.row
-        return environment.get_template("differences.html.j2").render(
-            release=row, differences=sorted(self._kept, reverse=True), policy=self._policy
-        )
+        Without the requests of users who were `forgotten` meanwhile.
+        """
+        kept = [one for one in self._kept if one.request_id not in forgotten]
+        return write_page(self._release.row, self._policy, self._show, kept) if kept else None
 
     def _similarities(self, ours: list[str | None], theirs: list[str | None]) -> NDArray[np.float64]:
         plain = [(one or "", other or "") for one, other in zip(ours, theirs, strict=True)]
@@ -128,17 +105,10 @@ class TextPairs:
             not self._kept or distance <= self._kept[0].distance
         ):
             return
-        shown = [self._shown(text) for text in (prompt, *texts)]
-        heapq.heappush(self._kept, Difference(distance, request_id, shown[0], shown[1], shown[2], judged))
+        asked, ours, theirs = (shown(text, self._show) for text in (prompt, *texts))
+        heapq.heappush(self._kept, Difference(distance, request_id, asked, ours, theirs, judged))
         if len(self._kept) > self._policy.examples:
             heapq.heappop(self._kept)
-
-    def _shown(self, text: str | None) -> str:
-        if text is None:
-            return "(no answer in words)"
-        if self._policy.show == "nothing":
-            return "(not shown, by the policy)"
-        return (redact_personal(text) if self._policy.show == "redacted" else text)[:_SHOWN_CHARS]
 
 
 def _texts(pairs: Sequence[Pair], *, candidate: bool) -> list[str | None]:

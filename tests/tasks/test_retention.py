@@ -15,6 +15,7 @@ import pytest
 
 from configs.policy import Policy
 from configs.settings import Settings
+from configs.text_shadow import TextShadow
 from serving.capture.erasing import erase_users
 from serving.capture.reader import compact, read_captures
 from serving.capture.recorder import Recorder
@@ -25,8 +26,9 @@ from serving.gateway.keys import Keys
 from serving.gateway.log_erasing import erase_before
 from serving.gateway.places import access_log_path
 from serving.labels import LabelBook
-from serving.records import ReleaseState
+from serving.records import ReleaseRow, ReleaseState
 from tasks.bench import Bench
+from tasks.differences import Difference, write_page
 from tasks.labels import take_file
 from tasks.retention import DELETED, FORGOTTEN, forget_user, retain, retain_logs
 from tasks.runs import TrackingRefused, TrackingUnavailable
@@ -46,7 +48,7 @@ class MemoryReports:
 
     def __init__(self) -> None:
         self.kept = ["drift/2026-11-22T08-00", "drift/2030-01-01T00-00", "drift/notes"]
-        self.pages = ["old", "new"]
+        self.pages = dict.fromkeys(["old", "new"], "")
         self.asked: list[str] = []
         self.is_away = False
 
@@ -63,10 +65,24 @@ class MemoryReports:
             self.asked.append(run)
             if run == "gone":
                 raise TrackingRefused("no such run")
-            self.pages.remove(run)
+            del self.pages[run]
         else:
             self.kept.remove(path)
         return True
+
+    def fetch(self, run: str, path: str, folder: Path) -> Path | None:
+        if self.is_away:
+            raise TrackingUnavailable("away. Next: the same again")
+        if run == "gone":
+            raise TrackingRefused("no such run")
+        if run not in self.pages:
+            return None
+        (folder / path).write_text(self.pages[run], encoding="utf-8")
+        return folder / path
+
+    def log_text(self, run: str, path: str, text: str) -> None:
+        assert path == DIFFERENCES
+        self.pages[run] = text
 
     def open_run(self, _endpoint: str, _name: str, _tags: Any) -> str:
         return "run"
@@ -212,13 +228,72 @@ def test_what_is_too_old_goes_with_a_line_in_the_trail(place: Place) -> None:
     assert retain(place.bench()).words == "flights: nothing was too old"
 
 
-def ended(place: Place, version: str, run_id: str, at: float) -> None:
-    """A release that ended at a moment."""
+def ended(place: Place, version: str, run_id: str, at: float, *, took_s: float = 60) -> ReleaseRow:
+    """A release, whose shadow compared texts, that ended at a moment."""
     journal = place.bench().journal
-    release = journal.add_release("flights", version, champion="1", policy={}, now=at - 60)
+    policy = {"shadow": {"text": {}}}
+    release = journal.add_release("flights", version, champion="1", policy=policy, now=at - took_s)
     journal.claim(release.id, "me", lease_s=60, now=at - 60, flow_run_id=run_id)
     journal.update_release(release.id, "me", now=at - 60, mlflow_run_id=run_id)
     journal.end_release(release.id, state=ReleaseState.REJECTED, reason="bad", now=at)
+    return next(one for one in journal.releases("flights") if one.id == release.id)
+
+
+def shows(release: ReleaseRow, *request_ids: str) -> str:
+    """A page of differences with these requests."""
+    differences = [Difference(0.5, one, f"asked {one}", "ours", "theirs", "") for one in request_ids]
+    return write_page(release, TextShadow(), "full", differences)
+
+
+def test_a_user_is_taken_out_of_the_shadows_pages(place: Place) -> None:
+    """The users of new-0, new-1, new-2, ... are ann, bob, cem, and so on."""
+    mixed = ended(place, "2", "mixed", NOW - DAY)
+    hers = ended(place, "3", "hers", NOW - 2 * DAY)
+    others = ended(place, "4", "others", NOW - 3 * DAY)
+    ended(place, "5", "gone", NOW - 4 * DAY)
+    ended(place, "6", "without", NOW - 5 * DAY)
+    place.runs.pages = {
+        "mixed": shows(mixed, "new-0", "new-1"),
+        "hers": shows(hers, "new-3"),
+        "others": shows(others, "new-2"),
+    }
+    before = dict(place.runs.pages)
+    place.runs.is_away = True
+    with pytest.raises(TrackingUnavailable, match=r"but for the shadow's pages: away. Next"):
+        forget_user(place.bench(), "ann", tenant="acme", who="me")
+    assert place.users()["ann"] == 0
+    assert place.runs.pages == before
+    place.runs.is_away = False
+    assert forget_user(place.bench(), "ann", tenant="acme", who="me").pages == 2, "what was left is done now"
+    assert set(place.runs.pages) == {"mixed", "others"}
+    assert "asked new-1" in place.runs.pages["mixed"]
+    assert "new-0" not in place.runs.pages["mixed"]
+    assert place.runs.pages["others"] == before["others"]
+    assert forget_user(place.bench(), "ann", tenant="acme", who="me").pages == 0
+    told = place.bench().journal.audit("flights", what=(FORGOTTEN,))
+    assert [(one.details["pages"], "pages_left" in one.details) for one in reversed(told)] == [
+        (0, True),
+        (2, False),
+        (0, False),
+    ]
+
+
+def test_pages_go_before_the_last_trace_of_whose_requests_they_show(place: Place) -> None:
+    """A release of 20 days: its oldest lines of the log go 30 days after it began, not after it ended."""
+    place.runs.pages = {"long": ""}
+    ended(place, "2", "long", NOW - 11 * DAY, took_s=20 * DAY)
+    assert retain(place.bench()).reports == 1
+    assert place.runs.pages == {}
+
+
+def test_one_that_ended_after_others_of_its_time_is_not_forgotten(place: Place) -> None:
+    place.runs.pages = {"old": "", "late": ""}
+    ended(place, "2", "old", NOW - 40 * DAY)
+    assert retain(place.bench()).reports == 1
+    ended(place, "3", "late", NOW + DAY, took_s=35 * DAY)
+    place.clock.now += 2 * DAY
+    assert retain(place.bench()).reports == 1
+    assert place.runs.asked == ["old", "late"]
 
 
 def test_pages_with_texts_of_users_go_as_reports_do_and_are_asked_for_once(place: Place) -> None:
@@ -229,12 +304,12 @@ def test_pages_with_texts_of_users_go_as_reports_do_and_are_asked_for_once(place
     assert retain(place.bench()).reports == 0
     place.runs.is_away = False
     assert retain(place.bench()).reports == 1
-    assert (place.runs.pages, place.runs.asked) == (["new"], ["gone", "old"])
+    assert (list(place.runs.pages), place.runs.asked) == (["new"], ["gone", "old"])
     assert retain(place.bench()).reports == 0
     assert place.runs.asked == ["gone", "old"], "what was deleted is not asked for again"
     place.clock.now += 370 * DAY
     retain(place.bench())
-    assert place.runs.pages == []
+    assert place.runs.pages == {}
 
 
 def test_old_lines_of_the_access_log_become_a_hole_and_cursors_stay_true(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from evals.shadow import ShadowJudge
 from serving.endpoint import Exchange, Reply
 from serving.replay import Pair
+from tasks.differences import without_requests
 from tasks.model_api import ModelApiError
 from tasks.shadowing import _Shadow as ShadowState  # what the loop carries
 from tasks.shadowing import count_pairs
@@ -23,14 +24,19 @@ OTHER = "We open at nine."
 
 
 def pair(
-    candidate: str, champion: str = LIKE, *, asked: str = "May I return it?", stream: bool = False
+    candidate: str,
+    champion: str = LIKE,
+    *,
+    asked: str = "May I return it?",
+    stream: bool = False,
+    request_id: str = "r1",
 ) -> Pair:
     document = {"messages": [{"role": "user", "content": asked}], "stream": stream}
     champion_body = json.dumps(chat_answer(champion)).encode()
     body = streamed(candidate) if stream else json.dumps(chat_answer(candidate)).encode()
     request = json.dumps(document).encode()
     exchange = Exchange(
-        "r1", 0.0, "1", "/v1/chat/completions", "application/json", request, 200, champion_body, 5.0
+        request_id, 0.0, "1", "/v1/chat/completions", "application/json", request, 200, champion_body, 5.0
     )
     return Pair(exchange, Reply(200, body, 5.0))
 
@@ -44,7 +50,14 @@ def streamed(text: str) -> bytes:
 class Stand:
     """A release whose shadow compares words."""
 
-    def __init__(self, folder: Path, text: dict[str, Any], judge_url: str = "", agreed: str = "PASS") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        text: dict[str, Any],
+        judge_url: str = "",
+        agreed: str = "PASS",
+        capture: dict[str, Any] | None = None,
+    ) -> None:
         words = Words(folder)
         words.data([{"prompt": "x", "reference": "y"}])
         if judge_url:
@@ -52,6 +65,7 @@ class Stand:
         words.scorers({"kind": "exact_match", "min": 0})
         content = words.policy().model_dump(mode="json")
         content["shadow"] = {"text": text}
+        content["capture"] = capture or {}
         self.policy = type(words.policy()).model_validate(content)
         self.bench = self
         self.version = "2"
@@ -122,6 +136,47 @@ def test_the_page_shows_nothing_where_the_policy_says_so(tmp_path: Path) -> None
     assert page is not None
     assert "nine" not in page
     assert "not shown" in page
+
+
+@pytest.mark.parametrize(
+    "capture",
+    [{"drop": ["content"]}, {"hash": ["text", "age"]}, {"drop": ["prompt"]}, {"sample": 0}],
+)
+@pytest.mark.parametrize("show", ["redacted", "full"])
+def test_the_page_keeps_no_words_where_the_capture_may_not(
+    tmp_path: Path, capture: dict[str, Any], show: str
+) -> None:
+    page = Stand(tmp_path, {"show": show}, capture=capture).look(pair(OTHER))[1].page()
+    assert page is not None
+    for said in ("nine", "bike", "return it"):
+        assert said not in page
+    assert "no texts are shown, by the policy" in page
+    assert f"({len(OTHER)} characters, not shown" in page
+    assert "request r1" in page
+
+
+def test_personal_data_that_the_capture_may_not_keep_is_not_shown_in_full_either(tmp_path: Path) -> None:
+    said = "Write to jane@example.com"
+    page = Stand(tmp_path, {"show": "full"}, capture={"personal": ["email"]}).look(pair(said))[1].page()
+    assert page is not None
+    assert "Write to &lt;email&gt;" in page
+    full = Stand(tmp_path, {"show": "full"}, capture={"drop": ["age"]}).look(pair(said))[1].page()
+    assert full is not None
+    assert said in full
+
+
+def test_the_page_leaves_out_who_was_forgotten_and_is_cleared_of_them_later(tmp_path: Path) -> None:
+    texts = Stand(tmp_path, {}).look(pair(OTHER), pair("Never.</article>", request_id="r2"))[1]
+    page = texts.page()
+    assert page is not None
+    left = without_requests(page, {"r1"})
+    assert left is not None
+    assert OTHER not in left
+    assert "Never.&lt;/article&gt;" in left
+    assert left.endswith("</html>")
+    assert without_requests(page, {"r1", "r2"}) == ""
+    assert texts.page({"r1", "r2"}) is None
+    assert without_requests(page, {"r"}) is None
 
 
 def test_pairs_that_nobody_could_judge_are_counted_once_the_judge_is_back(tmp_path: Path) -> None:
