@@ -22,6 +22,13 @@ class TextShadow(Section):
         default=0.8, ge=0, le=1, description="Answers less alike disagree (words, embeddings)."
     )
     embeddings: Api | None = Field(default=None, description="Any /v1/embeddings; needed to compare by it.")
+    min_cosine: float = Field(
+        default=0.99,
+        ge=0,
+        le=1,
+        description="Where the endpoint itself answers /v1/embeddings: vectors less alike disagree. Clients "
+        "compare them with vectors that the champion made.",
+    )
     judge_apart: int = Field(
         default=0,
         ge=0,

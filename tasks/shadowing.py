@@ -177,8 +177,11 @@ def count_pairs(release: Release, shadow: _Shadow, pairs: Sequence[Pair]) -> Pai
     for pair, agreement in zip(pairs, agreements, strict=True):
         champion_bad = is_bad(pair.champion_status)
         candidate_bad = _is_candidate_bad(pair)
-        table[candidate_bad, champion_bad] += 1
         why = f"status {pair.candidate.status}" if candidate_bad else ""
+        if candidate_bad or champion_bad or agreement is not None:
+            table[candidate_bad, champion_bad] += 1
+        else:  # no evidence, so it fills no minimum
+            why = "neither answer can be read"
         if agreement is not None:
             disagreeing += not agreement.agree
             why = agreement.reason
@@ -210,10 +213,10 @@ def count_pairs(release: Release, shadow: _Shadow, pairs: Sequence[Pair]) -> Pai
 
 
 def _agreements(policy: Shadow, shadow: _Shadow, pairs: Sequence[Pair]) -> list[Agreement | None]:
-    """Whether the answers of each pair agree; None where one side failed."""
+    """Whether the answers of each pair agree; None where one side failed, or nobody can compare them."""
     fine = [pair for pair in pairs if not is_bad(pair.champion_status) and not _is_candidate_bad(pair)]
     if shadow.texts is not None:
-        found = shadow.texts.compare(fine)
+        found: Sequence[Agreement | None] = shadow.texts.compare(fine)
     else:
         tolerance = policy.score_tolerance
         assert tolerance is not None

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from configs.generation import Generation
 from configs.text_shadow import TextShadow
 from evals.compare import Agreement
-from evals.texts import closeness, cosine, normalised
+from evals.texts import closeness, cosine, least_cosine, normalised
 from evals.verdict import Outcome
-from serving.completions import read_completion, read_prompt
+from serving.completions import read_completion, read_embeddings, read_prompt
 from serving.records import Stage
 from serving.replay import Pair
 from tasks.differences import Difference, may_show, shown, write_page
@@ -37,17 +37,18 @@ class TextPairs:
         self._kept: list[Difference] = []
         self.judged_no_worse = 0
 
-    def compare(self, pairs: Sequence[Pair]) -> list[Agreement]:
-        """One agreement a pair; both sides of every pair have answered.
+    def compare(self, pairs: Sequence[Pair]) -> list[Agreement | None]:
+        """One agreement a pair, None where nobody can compare them; both sides of every pair have answered.
 
         Raises ModelApiError, with nothing kept of these pairs, where judge or embeddings do not answer.
         """
         if not pairs:
             return []
         ours, theirs = _texts(pairs, candidate=True), _texts(pairs, candidate=False)
+        similarities = self._similarities(ours, theirs)
         found = [
-            _agreement(one, other, value, self._policy)
-            for one, other, value in zip(ours, theirs, self._similarities(ours, theirs), strict=True)
+            _of_words(value, self._policy) if value is not None else _without_words(pair, self._policy)
+            for pair, value in zip(pairs, similarities, strict=True)
         ]
         self._overrule(pairs, ours, theirs, found)
         return found
@@ -60,8 +61,20 @@ class TextPairs:
         kept = [one for one in self._kept if one.request_id not in forgotten]
         return write_page(self._release.row, self._policy, self._show, kept) if kept else None
 
-    def _similarities(self, ours: list[str | None], theirs: list[str | None]) -> NDArray[np.float64]:
-        plain = [(one or "", other or "") for one, other in zip(ours, theirs, strict=True)]
+    def _similarities(self, ours: list[str | None], theirs: list[str | None]) -> list[float | None]:
+        """How alike the answers of each pair are; None where not both are in words."""
+        worded = [
+            (one, other)
+            for one, other in zip(ours, theirs, strict=True)
+            if one is not None and other is not None
+        ]
+        values = iter(self._measured(worded) if worded else ())
+        return [
+            None if one is None or other is None else float(next(values))
+            for one, other in zip(ours, theirs, strict=True)
+        ]
+
+    def _measured(self, plain: list[tuple[str, str]]) -> NDArray[np.float64]:
         if self._policy.compare == "normalised":
             return np.array([float(normalised(one) == normalised(other)) for one, other in plain])
         if self._policy.embeddings is None or self._policy.compare == "words":
@@ -75,28 +88,28 @@ class TextPairs:
         pairs: Sequence[Pair],
         ours: list[str | None],
         theirs: list[str | None],
-        found: list[Agreement],
+        found: list[Agreement | None],
     ) -> None:
         """Ask the judge about some that are apart, and remember those apart for the page."""
-        apart = [index for index, one in enumerate(found) if not one.agree]
+        apart = {index: one.largest for index, one in enumerate(found) if one is not None and not one.agree}
         prompts = {index: read_prompt(pairs[index].exchange.request) or "" for index in apart}
         preferences = {
             index: self._judge.compare(Question(prompts[index]), one, other)
-            for index in apart[: self._policy.judge_apart]
+            for index in list(apart)[: self._policy.judge_apart]
             if self._judge is not None
             and (one := ours[index]) is not None
             and (other := theirs[index]) is not None
         }
-        for index in apart:
+        for index, distance in apart.items():
             judged = ""
             if (preference := preferences.get(index)) is not None:
                 no_worse = preference.score >= 0.5 and not preference.follows_order
                 judged = "no worse" if no_worse else "worse, or undecided"
                 if no_worse:
                     self.judged_no_worse += 1
-                    found[index] = Agreement(True, largest=found[index].largest)
+                    found[index] = Agreement(True, largest=distance)
             answers = ours[index], theirs[index]
-            self._keep(pairs[index].request_id, found[index].largest, prompts[index], answers, judged)
+            self._keep(pairs[index].request_id, distance, prompts[index], answers, judged)
 
     def _keep(
         self, request_id: str, distance: float, prompt: str, texts: tuple[str | None, str | None], judged: str
@@ -117,12 +130,36 @@ def _texts(pairs: Sequence[Pair], *, candidate: bool) -> list[str | None]:
     return [None if one is None else one.text for one in found]
 
 
-def _agreement(one: str | None, other: str | None, similarity: float, policy: TextShadow) -> Agreement:
-    """`largest` is the distance, 1 - similarity. Two bodies without words (refused alike) agree."""
-    if one is None or other is None:
-        agree = one is None and other is None
-        return Agreement(agree, "" if agree else "only one version answered in words", float(not agree))
+def _without_words(pair: Pair, policy: TextShadow) -> Agreement | None:
+    """Of vectors, and of refusals; None for answers that nobody can read, which are no evidence."""
+    kinds = {_kind(body) for body in (pair.candidate.body, pair.champion_body)}
+    if len(kinds) > 1:
+        return Agreement(False, f"one version answered in {' and one in '.join(sorted(kinds))}", 1.0)
+    ours, theirs = read_embeddings(pair.candidate.body), read_embeddings(pair.champion_body)
+    if ours is not None and theirs is not None:
+        likeness = least_cosine(ours, theirs)
+        if likeness is None:
+            return Agreement(False, "vectors of other numbers or sizes", 1.0)
+        return _alike(likeness, policy.min_cosine)
+    if pair.champion_status < 400:
+        return None
+    refused_too = pair.candidate.status >= 400
+    return Agreement(refused_too, "" if refused_too else "only the champion refused", float(not refused_too))
+
+
+def _kind(body: bytes) -> str:
+    if read_completion(body) is not None:
+        return "words"
+    return "vectors" if read_embeddings(body) is not None else "neither words nor vectors"
+
+
+def _of_words(similarity: float, policy: TextShadow) -> Agreement:
     needed = 1.0 if policy.compare == "normalised" else policy.min_similarity
+    return _alike(similarity, needed)
+
+
+def _alike(similarity: float, needed: float) -> Agreement:
+    """`largest` is the distance, 1 - similarity."""
     if similarity >= needed - 1e-9:
         return Agreement(True, largest=1 - similarity)
     return Agreement(False, f"similarity {similarity:.2f}, {needed:g} is wanted", 1 - similarity)

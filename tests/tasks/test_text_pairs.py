@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,58 @@ def test_answers_agree_by_their_words(tmp_path: Path, stream: bool) -> None:
     alike = LIKE.replace("can", "may")
     assert stand.look(pair(LIKE.upper(), stream=stream), pair(alike, stream=stream))[0] == 0
     assert stand.look(pair(LIKE, stream=stream), pair(OTHER, stream=stream))[0] == 1
+
+
+def vectors(*rows: list[float], encoded: bool = False) -> bytes:
+    """An answer of /v1/embeddings, as numbers or as the official client asks for it."""
+    written: list[Any] = [
+        base64.b64encode(struct.pack(f"<{len(row)}f", *row)).decode() if encoded else row for row in rows
+    ]
+    data = [{"index": index, "embedding": row} for index, row in enumerate(written)]
+    return json.dumps({"object": "list", "data": data, "usage": {"prompt_tokens": 3}}).encode()
+
+
+def bodies(candidate: bytes, champion: bytes, *, status: int = 200, theirs: int = 200) -> Pair:
+    """A pair of answers as they stand."""
+    request = b'{"input": ["a", "b"], "model": "chat"}'
+    exchange = Exchange("r1", 0.0, "1", "/v1/embeddings", "application/json", request, theirs, champion, 5.0)
+    return Pair(exchange, Reply(status, candidate, 5.0))
+
+
+ONE, TWO = [1.0, 0.0, 0.5], [0.0, 1.0, -2.0]
+
+
+@pytest.mark.parametrize("compare", ["words", "normalised"])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_vectors_are_compared_by_their_cosine(tmp_path: Path, compare: str, encoded: bool) -> None:
+    stand = Stand(tmp_path, {"compare": compare})
+    champion = vectors(ONE, TWO, encoded=encoded)
+    alike = vectors([1.01, 0.0, 0.5], TWO, encoded=encoded)
+    other = vectors(ONE, [0.0, 1.0, 2.0], encoded=encoded)
+    shorter, longer = vectors(ONE), vectors([*ONE, 0.0], [*TWO, 0.0])
+    assert stand.look(bodies(alike, champion))[0] == 0
+    for different in (other, shorter, longer, json.dumps(chat_answer("words")).encode()):
+        assert stand.look(bodies(different, champion))[0] == 1
+
+
+def test_refusals_alike_agree_and_one_alone_does_not(tmp_path: Path) -> None:
+    refusal = b'{"error": {"message": "too long"}}'
+    stand = Stand(tmp_path, {})
+    assert stand.look(bodies(refusal, refusal, status=400, theirs=400))[0] == 0
+    assert stand.look(bodies(vectors(ONE), refusal, theirs=400))[0] == 1
+    assert stand.look(bodies(b"{}", refusal, theirs=400))[0] == 1
+
+
+@pytest.mark.parametrize("body", [b'{"object": "list"}', b'{"choices": []}', b"", b"RIFF"])
+def test_answers_that_nobody_can_read_fill_no_minimum(tmp_path: Path, body: bytes) -> None:
+    stand = Stand(tmp_path, {})
+    release: Any = stand
+    shadow = ShadowState(ShadowJudge(stand.policy.shadow, 0.05, stand.policy.canary.latency))
+    assert stand.policy.shadow.text is not None
+    shadow.texts = TextPairs(release, stand.policy.shadow.text)
+    counts = count_pairs(release, shadow, [bodies(body, body), pair(LIKE)])
+    assert (counts.pairs, counts.both_fine, counts.disagreeing) == (1, 1, 0)
+    assert [one["why"] for one in shadow.examples] == ["neither answer can be read"]
 
 
 def test_normalised_wants_the_same_words(tmp_path: Path) -> None:
