@@ -83,11 +83,18 @@ class Judge(Decoding):
         default=1024, ge=1, description="Most tokens of a judgement, with what it thinks before it."
     )
     rubric: str = Field(min_length=1, description="What makes an answer right, in words for the judge.")
-    labelled: str = Field(
-        description="Answers that people labelled, to check the judge on: jsonl, CSV or parquet with the "
-        "columns prompt, answer, label (0 or 1) and, where there is one, reference."
+    labelled: str | None = Field(
+        default=None,
+        description="Answers that people labelled, to check the judge on; the scorer judge needs them: "
+        "jsonl, CSV or parquet with the columns prompt, answer, label (0 or 1) and, where there is one, "
+        "reference.",
     )
-    min_labelled: int = Field(default=50, ge=10, description="Fewer labelled answers never let it gate.")
+    labelled_pairs: str | None = Field(
+        default=None,
+        description="Pairs of answers of which people chose one; the scorer pairwise and the shadow need "
+        "them: columns prompt, first, second, better (1 or 2) and, where there is one, reference.",
+    )
+    min_labelled: int = Field(default=50, ge=10, description="Fewer labels never let it gate.")
     min_agreement: Probability = Field(
         default=0.6,
         description="Cohen's kappa with the labels that the lower end of the judge's interval must reach.",
@@ -199,6 +206,12 @@ class Generation(Decoding):
             raise ValueError("scorers: two have the same name; give one of them a `name`")
         if kinds & {"judge", "pairwise"} and self.judge is None:
             raise ValueError("scorers judge and pairwise need the section `judge`")
+        if "judge" in kinds and self.judge is not None and self.judge.labelled is None:
+            raise ValueError("the scorer judge needs judge.labelled: answers that people labelled")
+        if "pairwise" in kinds and self.judge is not None and self.judge.labelled_pairs is None:
+            raise ValueError(
+                "the scorer pairwise needs judge.labelled_pairs: pairs of which people chose one"
+            )
         if "similarity" in kinds and self.embeddings is None and not self.lexical_similarity:
             raise ValueError(
                 "the scorer similarity needs `embeddings`, or lexical_similarity: true to compare words"

@@ -343,6 +343,13 @@ def _lacking(policy: Policy) -> list[str]:
     if policy.capture.personal and policy.platform != "local":
         found.append("capture.personal needs platform: local: elsewhere no process of ours records")
     found += _rehearsal_lacks(policy)
+    judge = policy.evaluation.judge if isinstance(policy.evaluation, Generation) else None
+    text = policy.shadow.text
+    if text is not None and text.asks_a_judge and (judge is None or judge.labelled_pairs is None):
+        found.append(
+            "shadow.text.judge_sample and judge_apart need evaluation.judge with labelled_pairs, which show "
+            "that it chooses as people do"
+        )
     guards = policy.serving.guards
     if guards.is_active and (policy.platform != "local" or not policy.serving.is_llm):
         found.append("serving.guards needs platform: local and serving.runtime vllm or api")

@@ -32,8 +32,15 @@ class TextShadow(Section):
     judge_apart: int = Field(
         default=0,
         ge=0,
-        description="Most answers a look that the judge of `evaluation` is asked about where they disagree: "
-        "those it finds no worse agree after all. Only a judge whose agreement the evaluation showed.",
+        description="Most answers a look, drawn by lot, that the judge of `evaluation` is asked about where "
+        "they disagree: those it finds no worse agree after all. Answers alike in words are not judged.",
+    )
+    judge_sample: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="Share of pairs, alike in words or not, that the judge of `evaluation` is asked about. "
+        "Only these are compared then, by its word: other pairs count for errors and latency alone.",
     )
     examples: int = Field(default=20, ge=0, le=200, description="Most different answers that the page shows.")
     show: Literal["redacted", "full", "nothing"] = Field(
@@ -43,8 +50,15 @@ class TextShadow(Section):
         "hash.",
     )
 
+    @property
+    def asks_a_judge(self) -> bool:
+        """Whether the evaluation's judge has a word in it, once it has shown that it agrees with people."""
+        return self.judge_apart > 0 or self.judge_sample > 0
+
     @model_validator(mode="after")
     def _complete(self) -> TextShadow:
         if self.compare == "embeddings" and self.embeddings is None:
             raise ValueError("shadow.text.compare embeddings needs shadow.text.embeddings")
+        if self.judge_apart and self.judge_sample:
+            raise ValueError("shadow.text: judge_sample asks about all pairs alike; leave judge_apart out")
         return self

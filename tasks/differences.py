@@ -25,8 +25,9 @@ Show = Literal["redacted", "full", "nothing"]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Difference:
-    """A pair of answers apart, ordered by how far. Texts are as they may be shown."""
+    """A pair of answers for people: judged worse first, then by distance. Texts are as they may be shown."""
 
+    worse: bool
     distance: float
     request_id: str
     prompt: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -109,21 +110,41 @@ def _last_object(said: str, key: str) -> dict[str, object] | None:
 
 def check_judge(bench: Bench, policy: Generation, client: JudgeClient) -> Agreement:
     """The judge's agreement with the labelled answers. Raises SetupError for labels that are not 0 or 1."""
-    judge = policy.judge
-    assert judge is not None
-    columns = ("prompt", "answer", "label")
-    frame = read_table(bench, judge.labelled, "evaluation.judge.labelled", columns)
-    if not frame["label"].isin([0, 1]).all():
-        raise SetupError(
-            f"{bench.name}: evaluation.judge.labelled {judge.labelled} has labels other than 0 and 1. "
-            "Next: label every answer 1 (right) or 0 (wrong)"
-        )
-    labels = frame["label"].astype(int).to_list()
-    rows = frame.to_dict("records")
-    judged = client.api.each(
-        lambda row: client.score(
-            Question(str(row["prompt"]), str(plain(row.get("reference")) or "")), str(row["answer"])
-        ),
-        rows,
-    )
+    rows = _labelled(bench, policy, "labelled", ("prompt", "answer"), "label", (0, 1))
+    judged = client.api.each(lambda row: client.score(_question(row), str(row["answer"])), rows)
+    labels = [int(row["label"]) for row in rows]
     return agreement(np.asarray(judged, np.int64), np.asarray(labels, np.int64), confidence=policy.confidence)
+
+
+def check_judge_on_pairs(bench: Bench, policy: Generation, client: JudgeClient) -> Agreement:
+    """The judge's agreement with the labelled pairs; where it cannot decide it disagrees.
+
+    Raises SetupError for choices that are not 1 or 2.
+    """
+    rows = _labelled(bench, policy, "labelled_pairs", ("prompt", "first", "second"), "better", (1, 2))
+
+    def chooses_first(row: dict[str, Any]) -> bool:
+        found = client.compare(_question(row), str(row["first"]), str(row["second"]))
+        return found.score > 0.5 if found.score != 0.5 else row["better"] != 1
+
+    judged = client.api.each(chooses_first, rows)
+    labels = [row["better"] == 1 for row in rows]
+    return agreement(np.asarray(judged, np.int64), np.asarray(labels, np.int64), confidence=policy.confidence)
+
+
+def _labelled(
+    bench: Bench, policy: Generation, key: str, columns: tuple[str, ...], label: str, allowed: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """The rows that people labelled."""
+    location = str(getattr(policy.judge, key))
+    frame = read_table(bench, location, f"evaluation.judge.{key}", (*columns, label))
+    if not frame[label].isin(allowed).all():
+        raise SetupError(
+            f"{bench.name}: evaluation.judge.{key} {location} has other values of {label} than "
+            f"{allowed[0]} and {allowed[1]}. Next: say one of these in every row"
+        )
+    return frame.to_dict("records")
+
+
+def _question(row: dict[str, Any]) -> Question:
+    return Question(str(row["prompt"]), str(plain(row.get("reference")) or ""))

@@ -172,17 +172,16 @@ def count_pairs(release: Release, shadow: _Shadow, pairs: Sequence[Pair]) -> Pai
     """
     policy = release.bench.policy
     table = {(False, False): 0, (True, False): 0, (False, True): 0, (True, True): 0}
-    disagreeing = 0
+    disagreeing = uncompared = 0
     agreements = _agreements(policy.shadow, shadow, pairs)
     for pair, agreement in zip(pairs, agreements, strict=True):
         champion_bad = is_bad(pair.champion_status)
         candidate_bad = _is_candidate_bad(pair)
         why = f"status {pair.candidate.status}" if candidate_bad else ""
-        if candidate_bad or champion_bad or agreement is not None:
-            table[candidate_bad, champion_bad] += 1
-        else:  # no evidence, so it fills no minimum
-            why = "neither answer can be read"
-        if agreement is not None:
+        table[candidate_bad, champion_bad] += 1
+        if agreement is None:
+            uncompared += not candidate_bad and not champion_bad
+        else:
             disagreeing += not agreement.agree
             why = agreement.reason
         if why and len(shadow.examples) < _EXAMPLES_MAX:
@@ -209,11 +208,12 @@ def count_pairs(release: Release, shadow: _Shadow, pairs: Sequence[Pair]) -> Pai
         disagreeing=disagreeing,
         timed=len(timed),
         slower=slower,
+        uncompared=uncompared,
     )
 
 
 def _agreements(policy: Shadow, shadow: _Shadow, pairs: Sequence[Pair]) -> list[Agreement | None]:
-    """Whether the answers of each pair agree; None where one side failed, or nobody can compare them."""
+    """Whether the answers of each pair agree; None where one side failed, or they were not compared."""
     fine = [pair for pair in pairs if not is_bad(pair.champion_status) and not _is_candidate_bad(pair)]
     if shadow.texts is not None:
         found: Sequence[Agreement | None] = shadow.texts.compare(fine)

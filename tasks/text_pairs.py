@@ -6,7 +6,9 @@ policy's, and a trusted judge may overrule a difference of words that makes no d
 
 from __future__ import annotations
 
+import hashlib
 import heapq
+import logging
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -14,16 +16,23 @@ from numpy.typing import NDArray
 
 from configs.generation import Generation
 from configs.text_shadow import TextShadow
+from evals.agreement import Preference
 from evals.compare import Agreement
+from evals.generation import JUDGE_AGREEMENT
 from evals.texts import closeness, cosine, least_cosine, normalised
 from evals.verdict import Outcome
 from serving.completions import read_completion, read_embeddings, read_prompt
 from serving.records import Stage
 from serving.replay import Pair
-from tasks.differences import Difference, may_show, shown, write_page
+from tasks.differences import Difference, Show, may_show, shown, write_page
 from tasks.judging import JudgeClient, Question
 from tasks.model_api import ModelApi
 from tasks.release import Release
+
+_LOG = logging.getLogger("interlock.shadow")
+_WORSE = "worse"
+Texts = tuple[str | None, str | None]
+"""What candidate and champion said; None where an answer is not in words."""
 
 
 class TextPairs:
@@ -32,25 +41,28 @@ class TextPairs:
     def __init__(self, release: Release, policy: TextShadow) -> None:
         self._release = release
         self._policy = policy
-        self._show = may_show(policy, release.bench.policy.capture)
-        self._judge = _trusted_judge(release) if policy.judge_apart else None
+        self._show: Show = may_show(policy, release.bench.policy.capture)
+        self._judge = _trusted_judge(release) if policy.asks_a_judge else None
+        self._samples = self._judge is not None and policy.judge_sample > 0
         self._kept: list[Difference] = []
         self.judged_no_worse = 0
 
     def compare(self, pairs: Sequence[Pair]) -> list[Agreement | None]:
-        """One agreement a pair, None where nobody can compare them; both sides of every pair have answered.
+        """One agreement a pair, None for those not compared; both sides of every pair have answered.
 
         Raises ModelApiError, with nothing kept of these pairs, where judge or embeddings do not answer.
         """
         if not pairs:
             return []
-        ours, theirs = _texts(pairs, candidate=True), _texts(pairs, candidate=False)
-        similarities = self._similarities(ours, theirs)
+        texts = list(zip(_texts(pairs, candidate=True), _texts(pairs, candidate=False), strict=True))
+        similarities = self._similarities(texts)
         found = [
             _of_words(value, self._policy) if value is not None else _without_words(pair, self._policy)
             for pair, value in zip(pairs, similarities, strict=True)
         ]
-        self._overrule(pairs, ours, theirs, found)
+        preferences = self._ask_judge(pairs, texts, found)
+        for index, (by_words, pair) in enumerate(zip(found, pairs, strict=True)):
+            found[index] = self._decide(pair, texts[index], by_words, preferences.get(index))
         return found
 
     def page(self, forgotten: Collection[str] = ()) -> str | None:
@@ -61,18 +73,11 @@ class TextPairs:
         kept = [one for one in self._kept if one.request_id not in forgotten]
         return write_page(self._release.row, self._policy, self._show, kept) if kept else None
 
-    def _similarities(self, ours: list[str | None], theirs: list[str | None]) -> list[float | None]:
+    def _similarities(self, texts: Sequence[Texts]) -> list[float | None]:
         """How alike the answers of each pair are; None where not both are in words."""
-        worded = [
-            (one, other)
-            for one, other in zip(ours, theirs, strict=True)
-            if one is not None and other is not None
-        ]
+        worded = [(ours, theirs) for ours, theirs in texts if ours is not None and theirs is not None]
         values = iter(self._measured(worded) if worded else ())
-        return [
-            None if one is None or other is None else float(next(values))
-            for one, other in zip(ours, theirs, strict=True)
-        ]
+        return [None if None in pair else float(next(values)) for pair in texts]
 
     def _measured(self, plain: list[tuple[str, str]]) -> NDArray[np.float64]:
         if self._policy.compare == "normalised":
@@ -83,45 +88,62 @@ class TextPairs:
             vectors = api.embed([one for one, _ in plain] + [other for _, other in plain])
         return cosine(vectors[: len(plain)], vectors[len(plain) :])
 
-    def _overrule(
-        self,
-        pairs: Sequence[Pair],
-        ours: list[str | None],
-        theirs: list[str | None],
-        found: list[Agreement | None],
-    ) -> None:
-        """Ask the judge about some that are apart, and remember those apart for the page."""
-        apart = {index: one.largest for index, one in enumerate(found) if one is not None and not one.agree}
-        prompts = {index: read_prompt(pairs[index].exchange.request) or "" for index in apart}
-        preferences = {
-            index: self._judge.compare(Question(prompts[index]), one, other)
-            for index in list(apart)[: self._policy.judge_apart]
-            if self._judge is not None
-            and (one := ours[index]) is not None
-            and (other := theirs[index]) is not None
-        }
-        for index, distance in apart.items():
-            judged = ""
-            if (preference := preferences.get(index)) is not None:
-                no_worse = preference.score >= 0.5 and not preference.follows_order
-                judged = "no worse" if no_worse else "worse, or undecided"
-                if no_worse:
-                    self.judged_no_worse += 1
-                    found[index] = Agreement(True, largest=distance)
-            answers = ours[index], theirs[index]
-            self._keep(pairs[index].request_id, distance, prompts[index], answers, judged)
+    def _ask_judge(
+        self, pairs: Sequence[Pair], texts: Sequence[Texts], found: Sequence[Agreement | None]
+    ) -> dict[int, Preference]:
+        """The judge's preferences by the place of their pair: of a sample, or of some that are apart."""
+        judge = self._judge
+        if judge is None:
+            return {}
+        lots = {index: _lot(pair) for index, pair in enumerate(pairs) if None not in texts[index]}
+        if self._samples:
+            drawn = [index for index, lot in lots.items() if lot < self._policy.judge_sample]
+        else:
+            apart = [index for index in lots if not (one := found[index]) or not one.agree]
+            drawn = sorted(apart, key=lots.__getitem__)[: self._policy.judge_apart]
 
-    def _keep(
-        self, request_id: str, distance: float, prompt: str, texts: tuple[str | None, str | None], judged: str
-    ) -> None:
-        if len(self._kept) >= self._policy.examples and (
-            not self._kept or distance <= self._kept[0].distance
-        ):
-            return
-        asked, ours, theirs = (shown(text, self._show) for text in (prompt, *texts))
-        heapq.heappush(self._kept, Difference(distance, request_id, asked, ours, theirs, judged))
+        def ask(index: int) -> Preference:
+            ours, theirs = texts[index]
+            asked = Question(read_prompt(pairs[index].exchange.request) or "")
+            return judge.compare(asked, ours or "", theirs or "")
+
+        return dict(zip(drawn, judge.api.each(ask, drawn), strict=True))
+
+    def _decide(
+        self, pair: Pair, texts: Texts, by_words: Agreement | None, preference: Preference | None
+    ) -> Agreement | None:
+        """What the judge or the words say of a pair; those that a person should see are kept for the page."""
+        decided, judged = by_words, ""
+        if by_words is not None and preference is not None:
+            decided, judged = _judged(by_words, preference)
+            self.judged_no_worse += not by_words.agree and decided.agree
+        if by_words is not None and decided is not None and not (by_words.agree and decided.agree):
+            self._keep(pair, decided, texts, judged)
+        return None if self._samples and None not in texts and preference is None else decided
+
+    def _keep(self, pair: Pair, decided: Agreement, texts: Texts, judged: str) -> None:
+        """Keep a pair for the page unless it is full of greater differences."""
+        asked, ours, theirs = (
+            shown(text, self._show) for text in (read_prompt(pair.exchange.request) or "", *texts)
+        )
+        made = Difference(judged == _WORSE, decided.largest, pair.request_id, asked, ours, theirs, judged)
+        heapq.heappush(self._kept, made)
         if len(self._kept) > self._policy.examples:
             heapq.heappop(self._kept)
+
+
+def _lot(pair: Pair) -> float:
+    """A number in [0, 1) that is always the same for a request, so that asking again draws the same."""
+    return int.from_bytes(hashlib.sha256(pair.request_id.encode()).digest()[:4]) / 2**32
+
+
+def _judged(by_words: Agreement, preference: Preference) -> tuple[Agreement, str]:
+    """The judge's word on a pair, for counting and for people; where it is undecided the words' stands."""
+    if preference.follows_order:
+        return by_words, "undecided"
+    if preference.score >= 0.5:
+        return Agreement(True, largest=by_words.largest), "no worse"
+    return Agreement(False, "the judge finds it worse", by_words.largest), _WORSE
 
 
 def _texts(pairs: Sequence[Pair], *, candidate: bool) -> list[str | None]:
@@ -166,12 +188,12 @@ def _alike(similarity: float, needed: float) -> Agreement:
 
 
 def _trusted_judge(release: Release) -> JudgeClient | None:
-    """The evaluation's judge, if this release's evaluation showed that it agrees with people."""
+    """The evaluation's judge, if this release's evaluation showed that it chooses as people do."""
     policy = release.bench.policy.evaluation
     findings = release.row.verdicts.get(Stage.EVALUATE.value, {}).get("findings", ())
-    shown = any(
-        one["metric"] == "judge agreement" and one["outcome"] == Outcome.PASS.value for one in findings
-    )
-    if not isinstance(policy, Generation) or policy.judge is None or not shown:
+    wanted = JUDGE_AGREEMENT["pairwise"]
+    trusted = any(one["metric"] == wanted and one["outcome"] == Outcome.PASS.value for one in findings)
+    if not isinstance(policy, Generation) or policy.judge is None or not trusted:
+        _LOG.warning("%s: the judge's agreement was not shown, so words alone decide", release.row.id)
         return None
     return JudgeClient(policy.judge, ModelApi(policy.judge.api))

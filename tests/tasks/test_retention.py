@@ -241,7 +241,7 @@ def ended(place: Place, version: str, run_id: str, at: float, *, took_s: float =
 
 def shows(release: ReleaseRow, *request_ids: str) -> str:
     """A page of differences with these requests."""
-    differences = [Difference(0.5, one, f"asked {one}", "ours", "theirs", "") for one in request_ids]
+    differences = [Difference(False, 0.5, one, f"asked {one}", "ours", "theirs", "") for one in request_ids]
     return write_page(release, TextShadow(), "full", differences)
 
 

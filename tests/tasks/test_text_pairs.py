@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from evals.shadow import ShadowJudge
+from evals.shadow import PairCounts, ShadowJudge
 from serving.endpoint import Exchange, Reply
 from serving.replay import Pair
 from tasks.differences import without_requests
@@ -18,7 +19,7 @@ from tasks.model_api import ModelApiError
 from tasks.shadowing import _Shadow as ShadowState  # what the loop carries
 from tasks.shadowing import count_pairs
 from tasks.text_pairs import TextPairs
-from tests.tasks.model_server import chat_answer, model_server
+from tests.tasks.model_server import chat_answer, model_server, shown
 from tests.tasks.world_of_words import Words
 
 LIKE = "You can return the bike within thirty days."
@@ -63,7 +64,7 @@ class Stand:
         words = Words(folder)
         words.data([{"prompt": "x", "reference": "y"}])
         if judge_url:
-            words.judge(judge_url)
+            words.judge(judge_url, "labelled_pairs")
         words.scorers({"kind": "exact_match", "min": 0})
         content = words.policy().model_dump(mode="json")
         content["shadow"] = {"text": text}
@@ -73,17 +74,30 @@ class Stand:
         self.version = "2"
         self.row: Any = type("Row", (), {})()
         self.row.id, self.row.endpoint, self.row.version, self.row.champion = "support-2", "support", "2", "1"
-        self.row.verdicts = {"evaluate": {"findings": [{"metric": "judge agreement", "outcome": agreed}]}}
+        self.row.verdicts = {
+            "evaluate": {"findings": [{"metric": "judge agreement on pairs", "outcome": agreed}]}
+        }
+
+    def shadow(self) -> ShadowState:
+        """A shadow that begins."""
+        release: Any = self
+        made = ShadowState(ShadowJudge(self.policy.shadow, 0.05, self.policy.canary.latency))
+        assert self.policy.shadow.text is not None
+        made.texts = TextPairs(release, self.policy.shadow.text)
+        return made
+
+    def counts(self, *pairs: Pair) -> PairCounts:
+        """What one look counts."""
+        release: Any = self
+        return count_pairs(release, self.shadow(), pairs)
 
     def look(self, *pairs: Pair) -> tuple[int, TextPairs]:
         """How many pairs disagree."""
         release: Any = self
-        shadow = ShadowState(ShadowJudge(self.policy.shadow, 0.05, self.policy.canary.latency))
-        text = self.policy.shadow.text
-        assert text is not None
-        shadow.texts = TextPairs(release, text)
+        shadow = self.shadow()
         counts = count_pairs(release, shadow, pairs)
-        assert counts.both_fine == len(pairs)
+        assert counts.compared == len(pairs)
+        assert shadow.texts is not None
         return counts.disagreeing, shadow.texts
 
 
@@ -138,13 +152,10 @@ def test_refusals_alike_agree_and_one_alone_does_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize("body", [b'{"object": "list"}', b'{"choices": []}', b"", b"RIFF"])
 def test_answers_that_nobody_can_read_fill_no_minimum(tmp_path: Path, body: bytes) -> None:
     stand = Stand(tmp_path, {})
-    release: Any = stand
-    shadow = ShadowState(ShadowJudge(stand.policy.shadow, 0.05, stand.policy.canary.latency))
-    assert stand.policy.shadow.text is not None
-    shadow.texts = TextPairs(release, stand.policy.shadow.text)
-    counts = count_pairs(release, shadow, [bodies(body, body), pair(LIKE)])
-    assert (counts.pairs, counts.both_fine, counts.disagreeing) == (1, 1, 0)
-    assert [one["why"] for one in shadow.examples] == ["neither answer can be read"]
+    counts = stand.counts(bodies(body, body), pair(LIKE))
+    assert (counts.pairs, counts.compared, counts.disagreeing) == (2, 1, 0)
+    verdict = ShadowJudge(stand.policy.shadow, 0.05, stand.policy.canary.latency).look(counts)
+    assert "1 of at least 1000 pairs (1 more were not compared)" in verdict.reason
 
 
 def test_normalised_wants_the_same_words(tmp_path: Path) -> None:
@@ -166,6 +177,67 @@ def test_only_a_trusted_judge_overrules_words(tmp_path: Path, agreed: str, disag
     assert count == disagreeing
     assert texts.judged_no_worse == 1 - disagreeing
     assert len(server.asked) == 2 * (1 - disagreeing)
+
+
+def prefers_thirty(messages: list[dict[str, str]]) -> str:
+    """A judge that knows how many days it is, whatever the words."""
+    right = ["thirty" in answer for answer in shown(messages)[1]]
+    return json.dumps({"better": 0 if right[0] == right[1] else 1 if right[0] else 2})
+
+
+def test_a_sample_is_judged_alike_in_words_or_not(tmp_path: Path) -> None:
+    """Ninety days are nearly the same words, and wrong; other words may say the same."""
+    wrong, same = LIKE.replace("thirty", "ninety"), "Thirty? Yes, thirty days."
+    with model_server(prefers_thirty) as server:
+        stand = Stand(tmp_path, {"judge_sample": 1.0}, server.url)
+        assert stand.look(pair(wrong))[0] == 1
+        assert stand.look(pair(same))[0] == 0
+        _, texts = stand.look(pair(wrong), pair(OTHER, "We open at nine today."), pair(same))
+    page = texts.page()
+    assert page is not None
+    assert page.index("ninety") < page.index(same), "what was judged worse comes first"
+    assert "the judge: worse" in page
+    assert "the judge: no worse" in page
+    assert "We open" not in page
+
+
+def test_pairs_outside_the_sample_are_not_compared(tmp_path: Path) -> None:
+    pairs = [pair(OTHER, request_id=f"r{number}") for number in range(200)]
+    with model_server(lambda _: '{"better": 0}') as server:
+        stand = Stand(tmp_path, {"judge_sample": 0.25}, server.url)
+        counts = stand.counts(*pairs)
+        assert counts == stand.counts(*pairs), "the same again"
+    assert counts.disagreeing == 0
+    assert 30 <= counts.compared <= 70
+    assert len(server.asked) == 2 * 2 * counts.compared
+
+
+def test_a_judge_that_was_not_shown_to_choose_as_people_do_samples_nothing(tmp_path: Path) -> None:
+    with model_server(prefers_thirty) as server:
+        stand = Stand(tmp_path, {"judge_sample": 0.5}, server.url, "INCONCLUSIVE")
+        counts = stand.counts(pair(OTHER), pair(LIKE))
+    assert (counts.compared, counts.disagreeing, server.asked) == (2, 1, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ({"judge_sample": 0.5}, "need evaluation.judge with labelled_pairs"),
+        ({"judge_apart": 5}, "need evaluation.judge with labelled_pairs"),
+        ({"judge_apart": 5, "judge_sample": 0.5}, "leave judge_apart out"),
+    ],
+)
+def test_a_judge_that_could_never_be_trusted_is_refused(
+    tmp_path: Path, text: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Stand(tmp_path, text)
+
+
+def test_an_undecided_judge_leaves_it_to_the_words(tmp_path: Path) -> None:
+    with model_server(lambda _: '{"better": 1}') as server:
+        stand = Stand(tmp_path, {"judge_sample": 1.0}, server.url)
+        assert stand.look(pair(OTHER), pair(LIKE + " Yes."))[0] == 1
 
 
 def test_the_page_shows_the_most_different_without_personal_data(tmp_path: Path) -> None:
@@ -237,13 +309,12 @@ def test_pairs_that_nobody_could_judge_are_counted_once_the_judge_is_back(tmp_pa
     with model_server(lambda _: '{"better": 0}') as server:
         stand = Stand(tmp_path, {"judge_apart": 5}, server.url)
         release: Any = stand
-        shadow = ShadowState(ShadowJudge(stand.policy.shadow, 0.05, stand.policy.canary.latency))
-        assert stand.policy.shadow.text is not None
-        shadow.texts = TextPairs(release, stand.policy.shadow.text)
+        shadow = stand.shadow()
         pairs = [pair("Thirty days, sure."), pair(OTHER)]
         server.answers_before_failures, server.failures = 2, [503]
         with pytest.raises(ModelApiError, match=r"503.*Next:"):
             count_pairs(release, shadow, pairs)
+        assert shadow.texts is not None
         assert shadow.texts.page() is None
         counts = count_pairs(release, shadow, pairs)
     assert (counts.disagreeing, counts.pairs, shadow.texts.judged_no_worse) == (0, 2, 2)

@@ -56,14 +56,18 @@ class Words:
         """Write the answers that people labelled."""
         (self.folder / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def judge(self, url: str) -> None:
-        """Have a judge."""
+    def chosen(self, rows: list[dict[str, Any]]) -> None:
+        """Write the pairs of answers of which people chose one."""
+        (self.folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def judge(self, url: str, *labels: str) -> None:
+        """Have a judge, checked on `labelled` answers, `labelled_pairs`, or both."""
         self._judge = {
             "judge": {
                 "api": {"url": url, "model": "judge", "retries": 0},
                 "rubric": "The colour is right.",
-                "labelled": str(self.folder / "labelled.jsonl"),
                 "min_labelled": 20,
+                **{name: str(self.folder / f"{name.removeprefix('labelled_')}.jsonl") for name in labels},
             }
         }
 
