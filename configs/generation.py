@@ -85,14 +85,15 @@ class Judge(Decoding):
     rubric: str = Field(min_length=1, description="What makes an answer right, in words for the judge.")
     labelled: str | None = Field(
         default=None,
-        description="Answers that people labelled, to check the judge on; the scorer judge needs them: "
-        "jsonl, CSV or parquet with the columns prompt, answer, label (0 or 1) and, where there is one, "
-        "reference.",
+        description="Answers that people labelled, to check the judge on; the scorer judge and "
+        "shadow.text.judge_sample need them: jsonl, CSV or parquet with the columns prompt, answer, label "
+        "(0 or 1) and, where there is one, reference.",
     )
     labelled_pairs: str | None = Field(
         default=None,
-        description="Pairs of answers of which people chose one; the scorer pairwise and the shadow need "
-        "them: columns prompt, first, second, better (1 or 2) and, where there is one, reference.",
+        description="Pairs of answers of which people chose one; the scorer pairwise and "
+        "shadow.text.judge_apart need them: columns prompt, first, second, better (1 or 2) and, where there "
+        "is one, reference.",
     )
     min_labelled: int = Field(default=50, ge=10, description="Fewer labels never let it gate.")
     min_agreement: Probability = Field(

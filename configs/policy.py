@@ -345,10 +345,13 @@ def _lacking(policy: Policy) -> list[str]:
     found += _rehearsal_lacks(policy)
     judge = policy.evaluation.judge if isinstance(policy.evaluation, Generation) else None
     text = policy.shadow.text
-    if text is not None and text.asks_a_judge and (judge is None or judge.labelled_pairs is None):
+    if text is not None and text.judge_sample and (judge is None or judge.labelled is None):
         found.append(
-            "shadow.text.judge_sample and judge_apart need evaluation.judge with labelled_pairs, which show "
-            "that it chooses as people do"
+            "shadow.text.judge_sample needs evaluation.judge with `labelled`: answers that people judged"
+        )
+    if text is not None and text.judge_apart and (judge is None or judge.labelled_pairs is None):
+        found.append(
+            "shadow.text.judge_apart needs evaluation.judge with `labelled_pairs` that people judged"
         )
     guards = policy.serving.guards
     if guards.is_active and (policy.platform != "local" or not policy.serving.is_llm):

@@ -32,15 +32,17 @@ class TextShadow(Section):
     judge_apart: int = Field(
         default=0,
         ge=0,
-        description="Most answers a look, drawn by lot, that the judge of `evaluation` is asked about where "
-        "they disagree: those it finds no worse agree after all. Answers alike in words are not judged.",
+        description="Most answers a look, drawn by lot of those that disagree, of which the judge of "
+        "`evaluation` says which is better: those it finds no worse agree after all. Answers alike in words "
+        "are not judged.",
     )
     judge_sample: float = Field(
         default=0,
         ge=0,
         le=1,
-        description="Share of pairs, alike in words or not, that the judge of `evaluation` is asked about. "
-        "Only these are compared then, by its word: other pairs count for errors and latency alone.",
+        description="Share of pairs, alike in words or not, whose answers the judge of `evaluation` judges "
+        "one by one: a pair disagrees where it finds only the champion's right. Only these are compared "
+        "then; other pairs count for errors and latency alone.",
     )
     examples: int = Field(default=20, ge=0, le=200, description="Most different answers that the page shows.")
     show: Literal["redacted", "full", "nothing"] = Field(
@@ -60,5 +62,5 @@ class TextShadow(Section):
         if self.compare == "embeddings" and self.embeddings is None:
             raise ValueError("shadow.text.compare embeddings needs shadow.text.embeddings")
         if self.judge_apart and self.judge_sample:
-            raise ValueError("shadow.text: judge_sample asks about all pairs alike; leave judge_apart out")
+            raise ValueError("shadow.text: judge_sample asks about pairs apart too; leave judge_apart out")
         return self

@@ -73,7 +73,7 @@ def evaluate_generation(policy: Generation, contest: Contest) -> Verdict:
             blocking += _pairwise_findings(scorer, policy, contest)
         else:
             blocking += _scorer_findings(scorer, policy, contest)
-    # of pairs also where only the shadow will ask the judge
+    # what only the shadow will ask the judge for
     noted = [one for kind, one in trust.items() if one and kind not in kinds]
     for spec in policy.slices:
         for finding in _slice_findings(spec, policy, contest):

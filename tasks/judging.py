@@ -47,7 +47,7 @@ class JudgeClient:
         text = f"{self._task(question)}Answer: {quoted(answer)}\n"
         right = self._ask(f'{text}Reply {{"right": true}} or {{"right": false}}.', "right")
         if not isinstance(right, bool):
-            raise ModelApiError(f"the judge's answer has no true or false in 'right': {right!r}")
+            raise ModelApiError(f"the judge's answer has no true or false in 'right': {str(right)[:20]!r}")
         return float(right)
 
     def compare(self, question: Question, ours: str, theirs: str) -> Preference:
@@ -65,7 +65,7 @@ class JudgeClient:
         )
         scores = {1: 1.0, 2: 0.0, 0: 0.5}
         if not isinstance(better, int) or isinstance(better, bool) or better not in scores:
-            raise ModelApiError(f"the judge's answer has no 0, 1 or 2 in 'better': {better!r}")
+            raise ModelApiError(f"the judge's answer has no 0, 1 or 2 in 'better': {str(better)[:20]!r}")
         return scores[better]
 
     def _task(self, question: Question) -> str:
@@ -78,12 +78,16 @@ class JudgeClient:
         said = self.api.chat(messages, self._judge.request_fields())
         if said.finish_reason == "length":  # cut off in its thoughts: what stands there is no judgement yet
             raise ModelApiError(
-                f"the judge used up its {self._judge.max_tokens} tokens: {said.text[-200:]!r}. "
+                f"the judge used up its {self._judge.max_tokens} tokens before it had judged. "
                 "Next: raise judge.max_tokens in the policy"
             )
         found = _last_object(said.text, key)
         if found is None:
-            raise ModelApiError(f"the judge answered no JSON object with {key!r}: {said.text[-200:]!r}")
+            # its words may be a user's, and errors are kept in the trail
+            raise ModelApiError(
+                f"the judge answered no JSON object with {key!r} in {len(said.text)} characters. "
+                "Next: take a judge that can, or ask for it in judge.rubric"
+            )
         return found[key]
 
 

@@ -1,7 +1,7 @@
 """The shadow's pairs where answers are words: how alike they are, and the page of the most different ones.
 
 Two language models hardly ever say the same byte for byte, so agreement is a similarity above the
-policy's, and a trusted judge may overrule a difference of words that makes no difference.
+policy's, and a trusted judge may say what words cannot: that other ones mean the same, or like ones not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from configs.generation import Generation
 from configs.text_shadow import TextShadow
-from evals.agreement import Preference
 from evals.compare import Agreement
 from evals.generation import JUDGE_AGREEMENT
 from evals.texts import closeness, cosine, least_cosine, normalised
@@ -30,7 +29,7 @@ from tasks.model_api import ModelApi
 from tasks.release import Release
 
 _LOG = logging.getLogger("interlock.shadow")
-_WORSE = "worse"
+_WORSE, _NO_WORSE = "worse", "no worse"
 Texts = tuple[str | None, str | None]
 """What candidate and champion said; None where an answer is not in words."""
 
@@ -42,7 +41,7 @@ class TextPairs:
         self._release = release
         self._policy = policy
         self._show: Show = may_show(policy, release.bench.policy.capture)
-        self._judge = _trusted_judge(release) if policy.asks_a_judge else None
+        self._judge = _trusted_judge(release, policy) if policy.asks_a_judge else None
         self._samples = self._judge is not None and policy.judge_sample > 0
         self._kept: list[Difference] = []
         self.judged_no_worse = 0
@@ -60,9 +59,9 @@ class TextPairs:
             _of_words(value, self._policy) if value is not None else _without_words(pair, self._policy)
             for pair, value in zip(pairs, similarities, strict=True)
         ]
-        preferences = self._ask_judge(pairs, texts, found)
+        judged = self._ask_judge(pairs, texts, found)
         for index, (by_words, pair) in enumerate(zip(found, pairs, strict=True)):
-            found[index] = self._decide(pair, texts[index], by_words, preferences.get(index))
+            found[index] = self._decide(pair, texts[index], by_words, judged.get(index, ""))
         return found
 
     def page(self, forgotten: Collection[str] = ()) -> str | None:
@@ -90,8 +89,11 @@ class TextPairs:
 
     def _ask_judge(
         self, pairs: Sequence[Pair], texts: Sequence[Texts], found: Sequence[Agreement | None]
-    ) -> dict[int, Preference]:
-        """The judge's preferences by the place of their pair: of a sample, or of some that are apart."""
+    ) -> dict[int, str]:
+        """The judge's word by the place of the pair.
+
+        On a sample it says whether only the champion's answer is right, on pairs apart which is better.
+        """
         judge = self._judge
         if judge is None:
             return {}
@@ -102,32 +104,44 @@ class TextPairs:
             apart = [index for index in lots if not (one := found[index]) or not one.agree]
             drawn = sorted(apart, key=lots.__getitem__)[: self._policy.judge_apart]
 
-        def ask(index: int) -> Preference:
-            ours, theirs = texts[index]
+        def ask(index: int) -> str:
             asked = Question(read_prompt(pairs[index].exchange.request) or "")
-            return judge.compare(asked, ours or "", theirs or "")
+            ours, theirs = (text or "" for text in texts[index])
+            if ours == theirs:
+                return _NO_WORSE
+            if self._samples:
+                is_worse = judge.score(asked, ours) < judge.score(asked, theirs)
+                return _WORSE if is_worse else _NO_WORSE
+            preference = judge.compare(asked, ours, theirs)
+            is_no_worse = preference.score >= 0.5 and not preference.follows_order
+            return _NO_WORSE if is_no_worse else "worse, or undecided"
 
         return dict(zip(drawn, judge.api.each(ask, drawn), strict=True))
 
-    def _decide(
-        self, pair: Pair, texts: Texts, by_words: Agreement | None, preference: Preference | None
-    ) -> Agreement | None:
-        """What the judge or the words say of a pair; those that a person should see are kept for the page."""
-        decided, judged = by_words, ""
-        if by_words is not None and preference is not None:
-            decided, judged = _judged(by_words, preference)
-            self.judged_no_worse += not by_words.agree and decided.agree
-        if by_words is not None and decided is not None and not (by_words.agree and decided.agree):
+    def _decide(self, pair: Pair, texts: Texts, by_words: Agreement | None, judged: str) -> Agreement | None:
+        """What the judge or else the words say of a pair; what a person should see is kept for the page."""
+        if by_words is None:
+            return None
+        decided = by_words
+        if judged == _NO_WORSE and not by_words.agree:
+            self.judged_no_worse += 1
+            decided = Agreement(True, largest=by_words.largest)
+        elif judged == _WORSE:
+            decided = Agreement(False, "the judge finds only the champion's answer right", by_words.largest)
+        if not by_words.agree or not decided.agree:
             self._keep(pair, decided, texts, judged)
-        return None if self._samples and None not in texts and preference is None else decided
+        return None if self._samples and None not in texts and not judged else decided
 
     def _keep(self, pair: Pair, decided: Agreement, texts: Texts, judged: str) -> None:
         """Keep a pair for the page unless it is full of greater differences."""
+        rank = judged == _WORSE, decided.largest
+        is_full = len(self._kept) >= self._policy.examples
+        if is_full and (not self._kept or rank <= (self._kept[0].worse, self._kept[0].distance)):
+            return
         asked, ours, theirs = (
             shown(text, self._show) for text in (read_prompt(pair.exchange.request) or "", *texts)
         )
-        made = Difference(judged == _WORSE, decided.largest, pair.request_id, asked, ours, theirs, judged)
-        heapq.heappush(self._kept, made)
+        heapq.heappush(self._kept, Difference(*rank, pair.request_id, asked, ours, theirs, judged))
         if len(self._kept) > self._policy.examples:
             heapq.heappop(self._kept)
 
@@ -135,15 +149,6 @@ class TextPairs:
 def _lot(pair: Pair) -> float:
     """A number in [0, 1) that is always the same for a request, so that asking again draws the same."""
     return int.from_bytes(hashlib.sha256(pair.request_id.encode()).digest()[:4]) / 2**32
-
-
-def _judged(by_words: Agreement, preference: Preference) -> tuple[Agreement, str]:
-    """The judge's word on a pair, for counting and for people; where it is undecided the words' stands."""
-    if preference.follows_order:
-        return by_words, "undecided"
-    if preference.score >= 0.5:
-        return Agreement(True, largest=by_words.largest), "no worse"
-    return Agreement(False, "the judge finds it worse", by_words.largest), _WORSE
 
 
 def _texts(pairs: Sequence[Pair], *, candidate: bool) -> list[str | None]:
@@ -187,13 +192,16 @@ def _alike(similarity: float, needed: float) -> Agreement:
     return Agreement(False, f"similarity {similarity:.2f}, {needed:g} is wanted", 1 - similarity)
 
 
-def _trusted_judge(release: Release) -> JudgeClient | None:
-    """The evaluation's judge, if this release's evaluation showed that it chooses as people do."""
+def _trusted_judge(release: Release, text: TextShadow) -> JudgeClient | None:
+    """The evaluation's judge, if this release's evaluation showed that it agrees with people.
+
+    On single answers for a sample, which it judges one by one; on pairs where it says which is better.
+    """
     policy = release.bench.policy.evaluation
     findings = release.row.verdicts.get(Stage.EVALUATE.value, {}).get("findings", ())
-    wanted = JUDGE_AGREEMENT["pairwise"]
+    wanted = JUDGE_AGREEMENT["judge" if text.judge_sample else "pairwise"]
     trusted = any(one["metric"] == wanted and one["outcome"] == Outcome.PASS.value for one in findings)
     if not isinstance(policy, Generation) or policy.judge is None or not trusted:
-        _LOG.warning("%s: the judge's agreement was not shown, so words alone decide", release.row.id)
+        _LOG.warning("%s: no %s was shown, so words alone decide", release.row.id, wanted)
         return None
     return JudgeClient(policy.judge, ModelApi(policy.judge.api))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from evals.generation import JUDGE_AGREEMENT
 from evals.shadow import PairCounts, ShadowJudge
 from serving.endpoint import Exchange, Reply
 from serving.replay import Pair
@@ -19,7 +20,8 @@ from tasks.model_api import ModelApiError
 from tasks.shadowing import _Shadow as ShadowState  # what the loop carries
 from tasks.shadowing import count_pairs
 from tasks.text_pairs import TextPairs
-from tests.tasks.model_server import chat_answer, model_server, shown
+from tests.tasks.model_server import chat_answer, model_server
+from tests.tasks.model_server import shown as told
 from tests.tasks.world_of_words import Words
 
 LIKE = "You can return the bike within thirty days."
@@ -64,7 +66,7 @@ class Stand:
         words = Words(folder)
         words.data([{"prompt": "x", "reference": "y"}])
         if judge_url:
-            words.judge(judge_url, "labelled_pairs")
+            words.judge(judge_url, "labelled" if "judge_sample" in text else "labelled_pairs")
         words.scorers({"kind": "exact_match", "min": 0})
         content = words.policy().model_dump(mode="json")
         content["shadow"] = {"text": text}
@@ -74,9 +76,8 @@ class Stand:
         self.version = "2"
         self.row: Any = type("Row", (), {})()
         self.row.id, self.row.endpoint, self.row.version, self.row.champion = "support-2", "support", "2", "1"
-        self.row.verdicts = {
-            "evaluate": {"findings": [{"metric": "judge agreement on pairs", "outcome": agreed}]}
-        }
+        metric = JUDGE_AGREEMENT["judge" if "judge_sample" in text else "pairwise"]
+        self.row.verdicts = {"evaluate": {"findings": [{"metric": metric, "outcome": agreed}]}}
 
     def shadow(self) -> ShadowState:
         """A shadow that begins."""
@@ -179,51 +180,61 @@ def test_only_a_trusted_judge_overrules_words(tmp_path: Path, agreed: str, disag
     assert len(server.asked) == 2 * (1 - disagreeing)
 
 
-def prefers_thirty(messages: list[dict[str, str]]) -> str:
-    """A judge that knows how many days it is, whatever the words."""
-    right = ["thirty" in answer for answer in shown(messages)[1]]
-    return json.dumps({"better": 0 if right[0] == right[1] else 1 if right[0] else 2})
+def knows_the_days(messages: list[dict[str, str]]) -> str:
+    """A judge of single answers, whatever their words."""
+    (answer,) = told(messages)[1]
+    return json.dumps({"right": "thirty" in answer.lower()})
 
 
 def test_a_sample_is_judged_alike_in_words_or_not(tmp_path: Path) -> None:
     """Ninety days are nearly the same words, and wrong; other words may say the same."""
     wrong, same = LIKE.replace("thirty", "ninety"), "Thirty? Yes, thirty days."
-    with model_server(prefers_thirty) as server:
+    with model_server(knows_the_days) as server:
         stand = Stand(tmp_path, {"judge_sample": 1.0}, server.url)
         assert stand.look(pair(wrong))[0] == 1
         assert stand.look(pair(same))[0] == 0
-        _, texts = stand.look(pair(wrong), pair(OTHER, "We open at nine today."), pair(same))
+        assert stand.look(pair(LIKE, wrong))[0] == 0, "better is no harm"
+        assert stand.look(pair(OTHER, wrong))[0] == 0, "nor is a wrong answer in place of a wrong one"
+        asked = len(server.asked)
+        _, texts = stand.look(pair(wrong), pair(LIKE.upper(), LIKE), pair(same), pair(LIKE))
+    assert len(server.asked) - asked == 6, "the same text needs no judge"
     page = texts.page()
     assert page is not None
     assert page.index("ninety") < page.index(same), "what was judged worse comes first"
     assert "the judge: worse" in page
     assert "the judge: no worse" in page
-    assert "We open" not in page
+    assert LIKE.upper() not in page
 
 
 def test_pairs_outside_the_sample_are_not_compared(tmp_path: Path) -> None:
     pairs = [pair(OTHER, request_id=f"r{number}") for number in range(200)]
-    with model_server(lambda _: '{"better": 0}') as server:
+    with model_server(knows_the_days) as server:
         stand = Stand(tmp_path, {"judge_sample": 0.25}, server.url)
         counts = stand.counts(*pairs)
         assert counts == stand.counts(*pairs), "the same again"
-    assert counts.disagreeing == 0
     assert 30 <= counts.compared <= 70
+    assert counts.disagreeing == counts.compared
     assert len(server.asked) == 2 * 2 * counts.compared
 
 
-def test_a_judge_that_was_not_shown_to_choose_as_people_do_samples_nothing(tmp_path: Path) -> None:
-    with model_server(prefers_thirty) as server:
+def test_a_judge_that_was_not_shown_to_agree_with_people_samples_nothing(tmp_path: Path) -> None:
+    with model_server(knows_the_days) as server:
         stand = Stand(tmp_path, {"judge_sample": 0.5}, server.url, "INCONCLUSIVE")
         counts = stand.counts(pair(OTHER), pair(LIKE))
     assert (counts.compared, counts.disagreeing, server.asked) == (2, 1, [])
 
 
+def test_an_undecided_judge_overrules_nothing(tmp_path: Path) -> None:
+    with model_server(lambda _: '{"better": 1}') as server:
+        stand = Stand(tmp_path, {"judge_apart": 5}, server.url)
+        assert stand.look(pair(OTHER), pair(LIKE + " Yes."))[0] == 1
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ({"judge_sample": 0.5}, "need evaluation.judge with labelled_pairs"),
-        ({"judge_apart": 5}, "need evaluation.judge with labelled_pairs"),
+        ({"judge_sample": 0.5}, "judge_sample needs evaluation.judge with `labelled`"),
+        ({"judge_apart": 5}, "judge_apart needs evaluation.judge with `labelled_pairs`"),
         ({"judge_apart": 5, "judge_sample": 0.5}, "leave judge_apart out"),
     ],
 )
@@ -232,12 +243,6 @@ def test_a_judge_that_could_never_be_trusted_is_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=words):
         Stand(tmp_path, text)
-
-
-def test_an_undecided_judge_leaves_it_to_the_words(tmp_path: Path) -> None:
-    with model_server(lambda _: '{"better": 1}') as server:
-        stand = Stand(tmp_path, {"judge_sample": 1.0}, server.url)
-        assert stand.look(pair(OTHER), pair(LIKE + " Yes."))[0] == 1
 
 
 def test_the_page_shows_the_most_different_without_personal_data(tmp_path: Path) -> None:
