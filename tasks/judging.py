@@ -35,8 +35,12 @@ class Question:
     reference: str = ""
 
 
+class NoJudgement(ModelApiError):
+    """The judge answered, but not what it was asked; asked the same again it would hardly do better."""
+
+
 class JudgeClient:
-    """The policy's judge. Raises ModelApiError for an answer that is no judgement."""
+    """The policy's judge. Raises NoJudgement, and ModelApiError where it does not answer."""
 
     def __init__(self, judge: Judge, api: ModelApi) -> None:
         self._judge = judge
@@ -47,7 +51,7 @@ class JudgeClient:
         text = f"{self._task(question)}Answer: {quoted(answer)}\n"
         right = self._ask(f'{text}Reply {{"right": true}} or {{"right": false}}.', "right")
         if not isinstance(right, bool):
-            raise ModelApiError(f"the judge's answer has no true or false in 'right': {str(right)[:20]!r}")
+            raise NoJudgement(f"the judge's answer has no true or false in 'right': {str(right)[:20]!r}")
         return float(right)
 
     def compare(self, question: Question, ours: str, theirs: str) -> Preference:
@@ -64,8 +68,8 @@ class JudgeClient:
             f'{text}Reply {{"better": 1}}, {{"better": 2}}, or {{"better": 0}} for a tie.', "better"
         )
         scores = {1: 1.0, 2: 0.0, 0: 0.5}
-        if not isinstance(better, int) or isinstance(better, bool) or better not in scores:
-            raise ModelApiError(f"the judge's answer has no 0, 1 or 2 in 'better': {str(better)[:20]!r}")
+        if not isinstance(better, int | float) or isinstance(better, bool) or better not in scores:
+            raise NoJudgement(f"the judge's answer has no 0, 1 or 2 in 'better': {str(better)[:20]!r}")
         return scores[better]
 
     def _task(self, question: Question) -> str:
@@ -77,14 +81,14 @@ class JudgeClient:
         messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}]
         said = self.api.chat(messages, self._judge.request_fields())
         if said.finish_reason == "length":  # cut off in its thoughts: what stands there is no judgement yet
-            raise ModelApiError(
+            raise NoJudgement(
                 f"the judge used up its {self._judge.max_tokens} tokens before it had judged. "
                 "Next: raise judge.max_tokens in the policy"
             )
         found = _last_object(said.text, key)
         if found is None:
             # its words may be a user's, and errors are kept in the trail
-            raise ModelApiError(
+            raise NoJudgement(
                 f"the judge answered no JSON object with {key!r} in {len(said.text)} characters. "
                 "Next: take a judge that can, or ask for it in judge.rubric"
             )

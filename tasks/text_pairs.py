@@ -24,7 +24,7 @@ from serving.completions import read_completion, read_embeddings, read_prompt
 from serving.records import Stage
 from serving.replay import Pair
 from tasks.differences import Difference, Show, may_show, shown, write_page
-from tasks.judging import JudgeClient, Question
+from tasks.judging import JudgeClient, NoJudgement, Question
 from tasks.model_api import ModelApi
 from tasks.release import Release
 
@@ -92,7 +92,8 @@ class TextPairs:
     ) -> dict[int, str]:
         """The judge's word by the place of the pair.
 
-        On a sample it says whether only the champion's answer is right, on pairs apart which is better.
+        On a sample it says whether only the champion's answer is right, on pairs apart which is better. ""
+        where it answered no judgement: somebody's words must not be able to stop a shadow.
         """
         judge = self._judge
         if judge is None:
@@ -105,6 +106,13 @@ class TextPairs:
             drawn = sorted(apart, key=lots.__getitem__)[: self._policy.judge_apart]
 
         def ask(index: int) -> str:
+            try:
+                return judge_pair(index)
+            except NoJudgement as error:
+                _LOG.warning("%s: %s", self._release.row.id, error)
+                return ""
+
+        def judge_pair(index: int) -> str:
             asked = Question(read_prompt(pairs[index].exchange.request) or "")
             ours, theirs = (text or "" for text in texts[index])
             if ours == theirs:

@@ -224,6 +224,20 @@ def test_a_judge_that_was_not_shown_to_agree_with_people_samples_nothing(tmp_pat
     assert (counts.compared, counts.disagreeing, server.asked) == (2, 1, [])
 
 
+@pytest.mark.parametrize(("text", "compared"), [({"judge_sample": 1.0}, 1), ({"judge_apart": 5}, 2)])
+def test_words_that_a_judge_cannot_judge_do_not_stop_the_shadow(
+    tmp_path: Path, text: dict[str, Any], compared: int
+) -> None:
+    def confused(messages: list[dict[str, str]]) -> str:
+        if any("Never mind." in answer for answer in told(messages)[1]):
+            return "I would rather not."
+        return '{"right": true, "better": 0}'
+
+    with model_server(confused) as server:
+        counts = Stand(tmp_path, text, server.url).counts(pair("Never mind."), pair(OTHER))
+    assert (counts.compared, counts.disagreeing) == (compared, compared - 1)
+
+
 def test_an_undecided_judge_overrules_nothing(tmp_path: Path) -> None:
     with model_server(lambda _: '{"better": 1}') as server:
         stand = Stand(tmp_path, {"judge_apart": 5}, server.url)
