@@ -45,16 +45,57 @@ class Api(Section):
     concurrency: int = Field(default=4, ge=1, description="Calls in flight.")
 
 
-class Judge(Section):
+class Decoding(Section):
+    """How answers are asked for: the fields of a request that not every model takes."""
+
+    max_tokens: int = Field(
+        default=256, ge=1, description="Most tokens of an answer; what a model thinks aloud counts too."
+    )
+    tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens",
+        description="The request's field that says so: OpenAI's reasoning models take only "
+        "max_completion_tokens.",
+    )
+    temperature: float | None = Field(
+        default=0,
+        ge=0,
+        description="0 decodes deterministically; null: not sent, for models that refuse any but their own.",
+    )
+    seed: int | None = Field(
+        default=0, description="Seed of the first sample; each further one counts up; null: not sent."
+    )
+
+    def request_fields(self, sample: int = 0) -> dict[str, int | float]:
+        """These fields as a request names them."""
+        fields: dict[str, int | float] = {self.tokens_field: self.max_tokens}
+        if self.temperature is not None:
+            fields["temperature"] = self.temperature
+        if self.seed is not None:
+            fields["seed"] = self.seed + sample
+        return fields
+
+
+class Judge(Decoding):
     """A model that judges answers. It may gate only once it agrees with people on labelled answers."""
 
     api: Api = Field(description="Where the judge answers.")
-    rubric: str = Field(min_length=1, description="What makes an answer right, in words for the judge.")
-    labelled: str = Field(
-        description="Answers that people labelled, to check the judge on: jsonl, CSV or parquet with the "
-        "columns prompt, answer, label (0 or 1) and, where there is one, reference."
+    max_tokens: int = Field(
+        default=1024, ge=1, description="Most tokens of a judgement, with what it thinks before it."
     )
-    min_labelled: int = Field(default=50, ge=10, description="Fewer labelled answers never let it gate.")
+    rubric: str = Field(min_length=1, description="What makes an answer right, in words for the judge.")
+    labelled: str | None = Field(
+        default=None,
+        description="Answers that people labelled, to check the judge on; the scorer judge and "
+        "shadow.text.judge_sample need them: jsonl, CSV or parquet with the columns prompt, answer, label "
+        "(0 or 1) and, where there is one, reference.",
+    )
+    labelled_pairs: str | None = Field(
+        default=None,
+        description="Pairs of answers of which people chose one; the scorer pairwise and "
+        "shadow.text.judge_apart need them: columns prompt, first, second, better (1 or 2) and, where there "
+        "is one, reference.",
+    )
+    min_labelled: int = Field(default=50, ge=10, description="Fewer labels never let it gate.")
     min_agreement: Probability = Field(
         default=0.6,
         description="Cohen's kappa with the labels that the lower end of the judge's interval must reach.",
@@ -120,7 +161,7 @@ class PromptSlice(Section):
     required: bool = Field(default=False, description="An INCONCLUSIVE slice blocks the release.")
 
 
-class Generation(Section):
+class Generation(Decoding):
     """The offline gate of a language model: candidate against champion on the same prompts."""
 
     task: Literal["generation"] = Field(description="Answers in words, judged by scorers.")
@@ -133,9 +174,6 @@ class Generation(Section):
         default="reference", description="Column with the right answer, where there is one."
     )
     api: Literal["chat", "completions"] = Field(default="chat", description="Which path is asked.")
-    max_tokens: int = Field(default=256, ge=1, description="Most tokens of an answer.")
-    temperature: float = Field(default=0, ge=0, description="0 decodes deterministically.")
-    seed: int = Field(default=0, description="Seed of the first sample; each further one counts up.")
     samples: Annotated[int, Field(ge=1, le=32)] = Field(
         default=1, description="Answers a prompt; more than one needs a temperature above 0."
     )
@@ -169,12 +207,20 @@ class Generation(Section):
             raise ValueError("scorers: two have the same name; give one of them a `name`")
         if kinds & {"judge", "pairwise"} and self.judge is None:
             raise ValueError("scorers judge and pairwise need the section `judge`")
+        if "judge" in kinds and self.judge is not None and self.judge.labelled is None:
+            raise ValueError("the scorer judge needs judge.labelled: answers that people labelled")
+        if "pairwise" in kinds and self.judge is not None and self.judge.labelled_pairs is None:
+            raise ValueError(
+                "the scorer pairwise needs judge.labelled_pairs: pairs of which people chose one"
+            )
         if "similarity" in kinds and self.embeddings is None and not self.lexical_similarity:
             raise ValueError(
                 "the scorer similarity needs `embeddings`, or lexical_similarity: true to compare words"
             )
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples above 1 need a temperature above 0: the answers would all be the same")
+        if self.api == "completions" and self.tokens_field != "max_tokens":
+            raise ValueError("api completions knows only tokens_field: max_tokens")
         odd = {one.metric for one in self.slices} - set(names)
         if odd:
             raise ValueError(f"slices: {', '.join(sorted(odd))} is no scorer of this evaluation")

@@ -34,6 +34,9 @@ from configs.watch import Watch
 LOOKS_MAX = 50_000
 """Looks that a canary keeps, each some kilobytes: the bound of what a release leaves in the journal."""
 _REPLICAS_FEW = 3
+_FIELDS_OF_WORDS = frozenset(
+    {"messages", "message", "content", "text", "prompt", "input", "choices", "arguments"}
+)
 
 
 class Batch(Section):
@@ -106,6 +109,11 @@ class Capture(Section):
         description="Personal data taken out of every text before it is recorded: <email> stands there then.",
     )
     spool: Spool = Field(default_factory=Spool, description="The shadow's source.")
+
+    @property
+    def keeps_words(self) -> bool:
+        """Whether conversations may be recorded in words: none of their fields is dropped or hashed."""
+        return self.sample > 0 and _FIELDS_OF_WORDS.isdisjoint((*self.drop, *self.hash))
 
 
 class Shadow(Section):
@@ -335,6 +343,16 @@ def _lacking(policy: Policy) -> list[str]:
     if policy.capture.personal and policy.platform != "local":
         found.append("capture.personal needs platform: local: elsewhere no process of ours records")
     found += _rehearsal_lacks(policy)
+    judge = policy.evaluation.judge if isinstance(policy.evaluation, Generation) else None
+    text = policy.shadow.text
+    if text is not None and text.judge_sample and (judge is None or judge.labelled is None):
+        found.append(
+            "shadow.text.judge_sample needs evaluation.judge with `labelled`: answers that people judged"
+        )
+    if text is not None and text.judge_apart and (judge is None or judge.labelled_pairs is None):
+        found.append(
+            "shadow.text.judge_apart needs evaluation.judge with `labelled_pairs` that people judged"
+        )
     guards = policy.serving.guards
     if guards.is_active and (policy.platform != "local" or not policy.serving.is_llm):
         found.append("serving.guards needs platform: local and serving.runtime vllm or api")

@@ -21,7 +21,7 @@ class Retention(Section):
         ge=3600,
         description="Captured requests and their labels, in whole hours, and the cache's copies of training "
         "data and of answers to held-out rows (all endpoints share them: the longest time counts); null: for "
-        "ever.",
+        "ever. The shadow's pages of differing answers go with the first of these and the access log's lines.",
     )
     access_log_s: float | None = Field(
         default=30 * DAY_S,
@@ -38,5 +38,5 @@ class Retention(Section):
         default=365 * DAY_S,
         ge=DAY_S,
         description="Pages in MLflow: drift reports (the scores over time stay), and those of releases and "
-        "evaluations, of which the shadow's show texts of users; null: for ever.",
+        "evaluations; null: for ever.",
     )

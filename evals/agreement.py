@@ -17,7 +17,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Agreement of two raters on the same answers, both 0 or 1.
+    """Agreement of two raters on the same answers (or pairs of them), both 0 or 1.
 
     `kappa` (Cohen 1960) is the agreement beyond what their own rates of 1 would give by chance;
     `low` and `high` bound it (bootstrap over answers); `share` is the plain share of equal answers.

@@ -22,7 +22,8 @@ from evals.moments import Moments
 from evals.verdict import Finding, Outcome, Verdict, conclude
 
 FloatArray = NDArray[np.float64]
-_OF_JUDGE = frozenset({"judge", "pairwise"})
+JUDGE_AGREEMENT = {"judge": "judge agreement", "pairwise": "judge agreement on pairs"}
+"""The finding that lets the judge's measures count, by kind of scorer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Measures:
 class Contest:
     """Both versions on the same prompts, in the same order, and what is known of the judge.
 
+    `agreement` is the judge's with people on single answers, `pair_agreement` on pairs.
     `champion` is None where there is none yet. `preferences` are the pairwise judgements, one a
     prompt. `slices` by column: each prompt's value, as text. `digest` of the prompts seeds the intervals.
     `why_unmeasured` says, by metric, what the first failing measure said.
@@ -53,6 +55,7 @@ class Contest:
     preferences: tuple[Preference, ...] = ()
     slices: Mapping[str, tuple[str, ...]] | None = None
     why_unmeasured: Mapping[str, str] | None = None
+    pair_agreement: Agreement | None = None
 
 
 def evaluate_generation(policy: Generation, contest: Contest) -> Verdict:
@@ -62,19 +65,32 @@ def evaluate_generation(policy: Generation, contest: Contest) -> Verdict:
         reason = f"{prompts} prompts; the policy wants at least {policy.min_prompts} (evaluation.min_prompts)"
         finding = Finding("prompts", Outcome.INCONCLUSIVE, reason, units=prompts)
         return Verdict(Outcome.INCONCLUSIVE, reason, (finding,))
-    blocking = [*_failures(policy, contest), *_judge_findings(policy, contest)]
+    trust = {kind: _judge_finding(kind, policy, contest) for kind in JUDGE_AGREEMENT}
+    kinds = {scorer.kind for scorer in policy.scorers}
+    blocking = [*_failures(policy, contest), *(one for kind, one in trust.items() if one and kind in kinds)]
     for scorer in policy.scorers:
         if scorer.kind == "pairwise":
             blocking += _pairwise_findings(scorer, policy, contest)
         else:
             blocking += _scorer_findings(scorer, policy, contest)
-    noted: list[Finding] = []
+    # what only the shadow will ask the judge for
+    noted = [one for kind, one in trust.items() if one and kind not in kinds]
     for spec in policy.slices:
         for finding in _slice_findings(spec, policy, contest):
             blocks = spec.required or finding.outcome in (Outcome.FAIL, Outcome.ERROR)
             (blocking if blocks else noted).append(finding)
     verdict = conclude(tuple(blocking))
     return replace(verdict, findings=(*blocking, *noted))
+
+
+def all_refused(prompts: int, said: str) -> Verdict:
+    """The candidate called every prompt a bad request: that says how it was asked, not how it answers."""
+    reason = (
+        f"the candidate refused all of {prompts} prompts as bad requests ({said}). Next: ask as it wants to "
+        "be asked (evaluation.tokens_field, temperature, seed, max_tokens; its prompt's variables are the "
+        "column prompt_variables)"
+    )
+    return conclude((Finding("failed", Outcome.ERROR, reason, units=prompts),))
 
 
 def digest_of(prompts: list[str]) -> str:
@@ -93,17 +109,23 @@ def _failures(policy: Generation, contest: Contest) -> Iterator[Finding]:
     )
 
 
-def _judge_findings(policy: Generation, contest: Contest) -> Iterator[Finding]:
-    """Whether the judge may be believed; without that its measures decide nothing (see `_may_judge`)."""
-    judge = policy.judge
-    if judge is None or not any(scorer.kind in _OF_JUDGE for scorer in policy.scorers):
-        return
-    found = contest.agreement
+def _judge_finding(kind: str, policy: Generation, contest: Contest) -> Finding | None:
+    """Whether the judge may be believed; without that its measures decide nothing (see `_may_judge`).
+
+    None where there is nothing to check it on.
+    """
+    judge, name = policy.judge, JUDGE_AGREEMENT[kind]
+    labelled = judge and (judge.labelled if kind == "judge" else judge.labelled_pairs)
+    if judge is None or labelled is None:
+        return None
+    things = "answers" if kind == "judge" else "pairs"
+    found = contest.agreement if kind == "judge" else contest.pair_agreement
     if found is None:
-        yield Finding("judge agreement", Outcome.ERROR, "the judge was not checked on labelled answers")
-        return
+        said = (contest.why_unmeasured or {}).get(name, "")
+        text = f"the judge was not checked on labelled {things}{': ' + said if said else ''}"
+        return Finding(name, Outcome.ERROR, text)
     text = (
-        f"the judge agrees with people on {found.share:.0%} of {found.answers} labelled answers, kappa "
+        f"the judge agrees with people on {found.share:.0%} of {found.answers} labelled {things}, kappa "
         f"{found.kappa:.2f} ({found.low:.2f} to {found.high:.2f})"
     )
     if found.answers < judge.min_labelled:
@@ -112,8 +134,8 @@ def _judge_findings(policy: Generation, contest: Contest) -> Iterator[Finding]:
         outcome, meaning = Outcome.INCONCLUSIVE, f"below {judge.min_agreement:g}: it may not gate"
     else:
         outcome, meaning = Outcome.PASS, f"at least {judge.min_agreement:g}: it may gate"
-    yield Finding(
-        "judge agreement",
+    return Finding(
+        name,
         outcome,
         f"{text}: {meaning}",
         candidate=found.kappa,
@@ -123,8 +145,9 @@ def _judge_findings(policy: Generation, contest: Contest) -> Iterator[Finding]:
     )
 
 
-def _may_judge(policy: Generation, contest: Contest) -> bool:
-    return all(finding.outcome is Outcome.PASS for finding in _judge_findings(policy, contest))
+def _may_judge(kind: str, policy: Generation, contest: Contest) -> bool:
+    finding = _judge_finding(kind, policy, contest)
+    return finding is not None and finding.outcome is Outcome.PASS
 
 
 def _scorer_findings(scorer: Scorer, policy: Generation, contest: Contest) -> Iterator[Finding]:
@@ -136,7 +159,7 @@ def _scorer_findings(scorer: Scorer, policy: Generation, contest: Contest) -> It
         yield problem
         return
     findings = _measured_findings(scorer, policy, contest)
-    if scorer.kind in _OF_JUDGE and not _may_judge(policy, contest):
+    if scorer.kind == "judge" and not _may_judge("judge", policy, contest):
         for finding in findings:
             yield replace(
                 finding,
@@ -261,7 +284,7 @@ def _pairwise_findings(scorer: Scorer, policy: Generation, contest: Contest) -> 
         confidence=policy.confidence,
         digest=contest.digest,
     )
-    if biased or not _may_judge(policy, contest):
+    if biased or not _may_judge("pairwise", policy, contest):
         reason = f"{finding.reason} (not counted: the judge may not gate)"
         finding = replace(finding, outcome=Outcome.INCONCLUSIVE, reason=reason)
     yield finding

@@ -34,9 +34,10 @@ _LOG_PASS = math.log(PASS_AT)
 class PairCounts:
     """Pairs of one look. All numbers are counts, so they can be stored and added up.
 
-    `disagreeing` counts among `both_fine`. `slower` maps a quantile to (only the candidate over
-    the threshold, only the champion over it), among the `timed` pairs of the subsample that was
-    replayed to both versions.
+    `disagreeing` counts among `both_fine`, of which `uncompared` say nothing of outputs: nobody could read
+    the answers, or a sample is judged and these are not in it. `slower` maps a quantile to (only the
+    candidate over the threshold, only the champion over it), among the `timed` pairs of the subsample that
+    was replayed to both versions.
     """
 
     both_fine: int = 0
@@ -46,6 +47,12 @@ class PairCounts:
     disagreeing: int = 0
     timed: int = 0
     slower: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    uncompared: int = 0
+
+    @property
+    def compared(self) -> int:
+        """Pairs whose outputs were compared."""
+        return self.both_fine - self.uncompared
 
     @property
     def pairs(self) -> int:
@@ -56,7 +63,7 @@ class PairCounts:
         """Plain values, for JSON."""
         names = ("both_fine", "candidate_bad", "champion_bad", "both_bad", "disagreeing", "timed")
         return {
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in (*names, "uncompared")},
             "slower": {quantile: list(numbers) for quantile, numbers in self.slower.items()},
         }
 
@@ -65,7 +72,8 @@ class PairCounts:
         """The inverse of `as_dict`."""
         slower = {name: (int(pair[0]), int(pair[1])) for name, pair in data["slower"].items()}
         names = ("both_fine", "candidate_bad", "champion_bad", "both_bad", "disagreeing", "timed")
-        return cls(*(int(data[name]) for name in names), slower=slower)
+        uncompared = int(data.get("uncompared", 0))  # releases of before know of none
+        return cls(*(int(data[name]) for name in names), slower=slower, uncompared=uncompared)
 
     def __add__(self, other: PairCounts) -> PairCounts:
         """All pairs of both looks."""
@@ -85,6 +93,7 @@ class PairCounts:
             self.disagreeing + other.disagreeing,
             self.timed + other.timed,
             slower,
+            self.uncompared + other.uncompared,
         )
 
 
@@ -152,7 +161,7 @@ class ShadowJudge:
             self._ended = self._reject(log_harm)
             return self._ended
         findings = (self._errors_finding(), self._disagreement_finding())
-        etas = (self._errors_eta(), self._disagreement_eta(), float(max(self._lacking(), 0)))
+        etas = (self._errors_eta(), self._disagreement_eta(), self._lacking_eta())
         eta = (
             None
             if any(value is None for value in etas)
@@ -160,7 +169,7 @@ class ShadowJudge:
         )
         open_questions = [finding.reason for finding in findings if finding.outcome is not Outcome.PASS]
         if self._lacking() > 0:
-            open_questions.insert(0, f"{self._total.pairs} of at least {self._policy.min_pairs} pairs")
+            open_questions.insert(0, self._lacking_text())
         if open_questions:
             change = self._open_change(open_questions, log_harm)
             return Verdict(Outcome.INCONCLUSIVE, "; ".join(open_questions), findings, eta, change)
@@ -186,7 +195,7 @@ class ShadowJudge:
             "timed": float(total.timed),
             "rate/errors/candidate": (total.candidate_bad + total.both_bad) / max(total.pairs, 1),
             "rate/errors/champion": (total.champion_bad + total.both_bad) / max(total.pairs, 1),
-            "rate/disagreement": total.disagreeing / max(total.both_fine, 1),
+            "rate/disagreement": total.disagreeing / max(total.compared, 1),
             **{f"evidence_log10/{name}": value / math.log(10) for name, value in logs.items()},
         }
 
@@ -194,7 +203,7 @@ class ShadowJudge:
         alike = counts.both_fine + counts.both_bad
         for process in (self._worse_errors, self._fine_errors):
             process.update(counts.candidate_bad, counts.champion_bad, alike)
-        outputs = [counts.both_fine - counts.disagreeing, counts.disagreeing]
+        outputs = [counts.compared - counts.disagreeing, counts.disagreeing]
         self._over.update(outputs)
         self._within.update(outputs)
         if counts.slower and not self._slower:
@@ -216,7 +225,16 @@ class ShadowJudge:
         return float(combine(logs, list(WEIGHTS.values())))
 
     def _lacking(self) -> int:
-        return self._policy.min_pairs - self._total.pairs
+        return self._policy.min_pairs - (self._total.pairs - self._total.uncompared)
+
+    def _lacking_text(self) -> str:
+        total = self._total
+        text = f"{total.pairs - total.uncompared} of at least {self._policy.min_pairs} pairs"
+        return f"{text} ({total.uncompared} more were not compared)" if total.uncompared else text
+
+    def _lacking_eta(self) -> float:
+        total = self._total
+        return max(self._lacking(), 0) * max(total.pairs, 1) / max(total.pairs - total.uncompared, 1)
 
     def _reject(self, log_harm: float) -> Verdict:
         total = self._total
@@ -227,7 +245,7 @@ class ShadowJudge:
         of_errors = f"only the candidate failed on {total.candidate_bad} of {total.pairs} pairs"
         of_errors += f", only the champion on {total.champion_bad}"
         of_outputs = (
-            f"outputs differ on {total.disagreeing} of {total.both_fine} pairs, the budget is {limit:.1%}"
+            f"outputs differ on {total.disagreeing} of {total.compared} pairs, the budget is {limit:.1%}"
         )
         of_latency = (
             f"only the candidate (divided by {slack:g}) was over {slowest} on {only} of {total.timed}"
@@ -298,8 +316,8 @@ class ShadowJudge:
                 "disagreement",
                 Outcome.INCONCLUSIVE,
                 "",
-                candidate=total.disagreeing / max(total.both_fine, 1),
-                units=total.both_fine,
+                candidate=total.disagreeing / max(total.compared, 1),
+                units=total.compared,
             ),
             "latency": Finding(
                 "latency",
@@ -335,7 +353,7 @@ class ShadowJudge:
             if done
             else lacking_text(self._disagreement_eta(), "pairs")
         )
-        reason = f"disagreement on {total.disagreeing} of {total.both_fine} pairs"
+        reason = f"disagreement on {total.disagreeing} of {total.compared} pairs"
         reason += f", E = {e_text(log_e)} of {PASS_AT:g}, {tail}"
         return replace(
             self._observed()["disagreement"],
@@ -354,10 +372,10 @@ class ShadowJudge:
 
     def _disagreement_eta(self) -> float | None:
         total = self._total
-        rate = (total.disagreeing + 10 * self._policy.max_disagreement) / (total.both_fine + 20)
+        rate = (total.disagreeing + 10 * self._policy.max_disagreement) / (total.compared + 20)
         growth = self._within.expected_growth(rate)
         pairs = units_to_go(self._within.wealth.log_bets, growth, _LOG_PASS)
-        return None if pairs is None else pairs * max(total.pairs, 1) / max(total.both_fine, 1)
+        return None if pairs is None else pairs * max(total.pairs, 1) / max(total.compared, 1)
 
 
 def _difference(candidate_only: int, champion_only: int, pairs: int) -> tuple[float, float]:

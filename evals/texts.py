@@ -66,6 +66,15 @@ def word_similarity(ours: Sequence[str], theirs: Sequence[str]) -> NDArray[np.fl
     return np.clip(np.asarray(products, np.float64).ravel(), 0.0, 1.0)
 
 
+def least_cosine(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float | None:
+    """The least cosine of two lists of vectors, one by one; None where their numbers or sizes differ."""
+    if [len(vector) for vector in ours] != [len(vector) for vector in theirs]:
+        return None
+    pairs = zip(ours, theirs, strict=True)
+    cosines = [cosine(np.array([one], np.float64), np.array([other], np.float64))[0] for one, other in pairs]
+    return float(np.nan_to_num(cosines).min())
+
+
 def cosine(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cosine of embeddings, row by row, shapes (n, d) to (n,); 0 where a vector is null."""
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)

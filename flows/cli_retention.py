@@ -21,7 +21,7 @@ def forget(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Take a user's requests out of captures, spool, labels and the access log.
+    """Take a user's requests out of captures, spool, labels, access log and the shadow's pages.
 
     Running it again takes out what came meanwhile. The trail gets counts, never the id.
     """
@@ -36,6 +36,7 @@ def forget(
         return
     typer.echo(
         f"{endpoint}: took out {done.requests} captured requests, {done.spooled} of the spool and "
-        f"{done.labels} labels; {done.log_lines} lines of the access log name nobody now."
+        f"{done.labels} labels, and cleared {done.pages} shadow pages; {done.log_lines} lines of the access "
+        "log name nobody now."
     )
     typer.echo(f"The trail has it as {done.fingerprint}.")

@@ -1,4 +1,4 @@
-"""Bodies of OpenAI-compatible APIs, as far as releases read them: the text, why it ended, tokens.
+"""Bodies of OpenAI-compatible APIs, as far as releases read them: the text, why it ended, tokens, vectors.
 
 Reads whole answers and recorded streams (server-sent events) alike. Standard library only.
 """
@@ -6,6 +6,8 @@ Reads whole answers and recorded streams (server-sent events) alike. Standard li
 from __future__ import annotations
 
 import json
+import struct
+from binascii import a2b_base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -56,6 +58,24 @@ def read_prompt(body: bytes) -> str | None:
         return "\n".join(lines)
     prompt = fields.get("prompt")
     return prompt if isinstance(prompt, str) else None
+
+
+def read_embeddings(body: bytes) -> list[tuple[float, ...]] | None:
+    """The vectors in a response body in the order of its inputs, written as numbers or as little-endian
+    float32 in base64; None where there are none."""
+    try:
+        rows = sorted(json.loads(body)["data"], key=lambda row: row["index"])
+        found = [_vector(row["embedding"]) for row in rows]
+    except (ValueError, KeyError, TypeError, RecursionError, struct.error):
+        return None
+    return found or None
+
+
+def _vector(written: str | list[float]) -> tuple[float, ...]:
+    if isinstance(written, str):
+        data = a2b_base64(written)
+        return struct.unpack(f"<{len(data) // 4}f", data)
+    return tuple(float(number) for number in written)
 
 
 def content_text(content: object) -> str:

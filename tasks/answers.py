@@ -13,11 +13,15 @@ from serving.endpoint import Endpoint, Reply, Slot
 from tasks.prompt_sets import PromptRow, path_of
 
 CANDIDATE, CHAMPION = "candidate", "champion"
+_BAD_REQUEST = frozenset({400, 422})
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One version's answer to one prompt. `why_failed` is "" unless none came; tokens are None unsaid."""
+    """One version's answer to one prompt. `why_failed` is "" unless none came; tokens are None unsaid.
+
+    `refused` says that the replica called the request a bad one, which need not be the version's fault.
+    """
 
     text: str
     elapsed_ms: float
@@ -25,6 +29,7 @@ class Answer:
     tokens_in: int | None = None
     tokens_out: int | None = None
     why_failed: str = ""
+    refused: bool = False
 
 
 Answers = Mapping[str, list[list[Answer]]]
@@ -46,7 +51,7 @@ def ask_all(
     conditions. `on_progress` hears how many prompts are done; what it raises ends the asking.
     """
     found: dict[str, list[list[Answer]]] = {who: [[] for _ in rows] for who in slots}
-    chance = random.Random(policy.seed)  # noqa: S311 (an order, not a secret)
+    chance = random.Random(policy.seed or 0)  # noqa: S311 (an order, not a secret)
     orders = {row.number: _askings(slots, policy, chance) for row in rows}
 
     def ask(row: PromptRow) -> None:
@@ -85,7 +90,7 @@ def _answer(reply: Reply) -> Answer:
     if reply.status != 200:
         said = reply.body[:200].decode(errors="replace")
         why = f"status {reply.status}: {said}" if reply.status else "no answer in time"
-        return Answer("", reply.elapsed_ms, why_failed=why)
+        return Answer("", reply.elapsed_ms, why_failed=why, refused=reply.status in _BAD_REQUEST)
     completion = read_completion(reply.body)
     if completion is None:
         return Answer("", reply.elapsed_ms, why_failed=f"no completion in the body: {reply.body[:200]!r}")

@@ -17,7 +17,7 @@ from configs.generation import Generation
 from configs.prices import API_MACHINE
 from configs.serving_runtime import Price
 from evals.agreement import Agreement, Preference
-from evals.generation import Contest, Measures, evaluate_generation
+from evals.generation import JUDGE_AGREEMENT, Contest, Measures, all_refused, evaluate_generation
 from evals.texts import cosine, word_similarity
 from evals.verdict import Verdict
 from serving.endpoint import Slot
@@ -25,7 +25,7 @@ from serving.errors import ServingError, SetupError
 from serving.records import Stage
 from tasks.answers import CANDIDATE, CHAMPION, Answers, ask_all
 from tasks.genai import Example, Scores
-from tasks.judging import JudgeClient, Question, check_judge
+from tasks.judging import JudgeClient, Question, check_judge, check_judge_on_pairs
 from tasks.model_api import ModelApi, ModelApiError
 from tasks.prompt_sets import PromptRow, plain, read_prompts
 from tasks.release import Release
@@ -44,20 +44,24 @@ def evaluate_answers(release: Release, policy: Generation) -> Verdict:
     rows, digest = read_prompts(bench, policy)
     _LOG.info("%s: %d prompts, digest %s", release.row.id, len(rows), digest[:12])
     answers = _ask(release, policy, rows)
+    ours = [one for samples in answers[CANDIDATE] for one in samples]
+    if all(one.refused for one in ours):
+        return all_refused(len(rows), ours[0].why_failed)
     with ExitStack() as stack:
         judge = None
         if policy.judge is not None:
             api = stack.enter_context(ModelApi(policy.judge.api))
             judge = JudgeClient(policy.judge, api)
         errors: dict[str, str] = {}
-        agreement = _agreement(release, policy, judge, errors)
+        agreements = _agreements(release, policy, judge, errors)
         measures = {who: _measured(release, policy, who, rows, answers, judge, errors) for who in answers}
         preferences = _preferences(release, policy, rows, answers, judge, errors)
     contest = Contest(
         candidate=measures[CANDIDATE],
         champion=measures.get(CHAMPION),
         digest=digest,
-        agreement=agreement,
+        agreement=agreements.get("judge"),
+        pair_agreement=agreements.get("pairwise"),
         preferences=preferences,
         slices=_slices(policy, rows),
         why_unmeasured=errors,
@@ -92,25 +96,34 @@ def _ask(release: Release, policy: Generation, rows: Sequence[PromptRow]) -> Ans
         raise SetupError(
             f"{bench.name}: the champion, version {release.row.champion}, answered none of {len(rows)} "
             f"prompts ({theirs[0].why_failed}), so there is nothing to compare with. "
-            "Next: check evaluation.data and the endpoint"
+            "Next: check the endpoint, evaluation.data and how it is asked (tokens_field, temperature)"
         )
     return answers
 
 
-def _agreement(
+def _agreements(
     release: Release, policy: Generation, judge: JudgeClient | None, errors: dict[str, str]
-) -> Agreement | None:
-    if judge is None:
-        return None
-    release.progress({"doing": "checking the judge on labelled answers"})
-    try:
-        found = check_judge(release.bench, policy, judge)
-    except ModelApiError as error:
-        errors["judge agreement"] = str(error)
-        _LOG.warning("the judge could not be checked: %s", error)
-        return None
-    numbers = {"evaluate/judge_kappa": found.kappa, "evaluate/judge_kappa_low": found.low}
-    release.trail.numbers(numbers, now=release.bench.clock(), step=0)
+) -> dict[str, Agreement]:
+    """How far the judge agrees with people, by the kind of scorer that this matters to."""
+    if judge is None or policy.judge is None:
+        return {}
+    checks = {
+        "judge": (policy.judge.labelled, check_judge, "judge_kappa"),
+        "pairwise": (policy.judge.labelled_pairs, check_judge_on_pairs, "judge_pairs_kappa"),
+    }
+    found: dict[str, Agreement] = {}
+    for kind, (labelled, check, name) in checks.items():
+        if labelled is None:
+            continue
+        release.progress({"doing": f"checking the judge on what people labelled ({kind})"})
+        try:
+            found[kind] = check(release.bench, policy, judge)
+        except ModelApiError as error:
+            errors[JUDGE_AGREEMENT[kind]] = str(error)
+            _LOG.warning("the judge could not be checked: %s", error)
+            continue
+        numbers = {f"evaluate/{name}": found[kind].kappa, f"evaluate/{name}_low": found[kind].low}
+        release.trail.numbers(numbers, now=release.bench.clock(), step=0)
     return found
 
 

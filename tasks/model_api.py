@@ -10,7 +10,7 @@ import os
 import random
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.generation import Api
-from serving.completions import read_completion
+from serving.completions import Completion, read_completion
 from serving.errors import ServingError, SetupError
 from serving.upstream import is_loopback
 
@@ -51,16 +51,13 @@ class ModelApi:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def chat(self, messages: Sequence[dict[str, str]], *, max_tokens: int) -> str:
-        """One answer, decoded deterministically. Raises ModelApiError."""
-        document = self._post(
-            "/chat/completions",
-            {"messages": list(messages), "temperature": 0, "seed": 0, "max_tokens": max_tokens},
-        )
+    def chat(self, messages: Sequence[dict[str, str]], fields: Mapping[str, Any]) -> Completion:
+        """One answer; `fields` say how it is decoded. Raises ModelApiError."""
+        document = self._post("/chat/completions", {"messages": list(messages), **fields})
         found = read_completion(document)
         if found is None:
             raise ModelApiError(f"{self._api.url} answered no completion: {document[:200]!r}")
-        return found.text
+        return found
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Embeddings, shape (n, d), in the texts' order. Raises ModelApiError."""
@@ -104,7 +101,8 @@ class ModelApi:
             if reply.status_code < 500 and reply.status_code not in (408, 429):
                 break
         raise ModelApiError(
-            f"{url} (model {self._api.model}): {said}. Next: check the policy's url, model, key"
+            f"{url} (model {self._api.model}): {said}. Next: check the policy's url, model, key; a reasoning "
+            "model may want tokens_field: max_completion_tokens and temperature: null"
         )
 
 

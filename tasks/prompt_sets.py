@@ -36,11 +36,7 @@ class PromptRow:
 
     def body(self, policy: Generation, sample: int) -> bytes:
         """The request: no model's name, since the endpoint has one."""
-        document: dict[str, Any] = {
-            "max_tokens": policy.max_tokens,
-            "temperature": policy.temperature,
-            "seed": policy.seed + sample,
-        }
+        document: dict[str, Any] = {**policy.request_fields(sample)}
         if variables := _variables(self.fields.get(PROMPT_VARIABLES)):
             document[PROMPT_VARIABLES] = variables
         if policy.api == "completions":

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from configs.errors import ConfigError
@@ -27,13 +28,15 @@ from serving.endpoint import Slot
 from serving.errors import ServingError
 from serving.gateway.identity import user_hmac, user_key
 from serving.gateway.keys import Keys
-from serving.gateway.log_erasing import erase_before, hide_users, logged_tenants
+from serving.gateway.log_erasing import erase_before, forgotten_requests, hide_users, logged_tenants
 from serving.gateway.places import access_log_path
 from serving.journal import Journal
 from serving.labels import LabelBook
+from serving.records import ReleaseRow
 from tasks.bench import Bench
+from tasks.differences import without_requests
 from tasks.evaluation_report import DATA_PAGE, PAGE
-from tasks.runs import TrackingRefused
+from tasks.runs import TrackingRefused, TrackingUnavailable
 from tasks.trail import DIFFERENCES, REPORT
 
 _LOG = logging.getLogger("interlock.retention")
@@ -41,6 +44,7 @@ _WHO = "retention"
 DELETED = "records deleted"
 FORGOTTEN = "user forgotten"
 _PAGES = "release pages deleted"
+_SHADOW_PAGES = "shadow pages deleted"
 _PAGE_NAMES = (REPORT, PAGE, DATA_PAGE, DIFFERENCES, "shadow_examples.json")
 """What a release or an evaluation leaves for people; `decisions.json` stays: it names nobody."""
 PUBLIC_TENANT = "public"
@@ -80,6 +84,7 @@ class Forgotten:
     spooled: int
     labels: int
     log_lines: int
+    pages: int
     fingerprint: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,6 +115,10 @@ def retain(bench: Bench) -> Deleted:
     if policy.reports_s is not None:
         reports = _delete_reports(bench, before=now - policy.reports_s)
         reports += _delete_pages(bench, before=now - policy.reports_s)
+    # without the captures and the log's lines nobody could tell whose texts a page shows
+    kept_s = [one for one in (policy.captures_s, policy.access_log_s) if one is not None]
+    if kept_s:
+        reports += _delete_shadow_pages(bench, before=now - min(kept_s))
     deleted = Deleted(bench.name, files, labels, spooled, reports, compacted)
     if files or labels or reports:
         values = {name: value for name, value in asdict(deleted).items() if name != "endpoint"}
@@ -179,11 +188,12 @@ def _unlink_older(paths: Iterable[Path], oldest: float) -> int:
 
 
 def forget_user(bench: Bench, user: str, *, tenant: str = "", who: str) -> Forgotten:
-    """Take a user's requests out of captures, spool, labels and the access log. Safe to repeat.
+    """Take a user's requests out of captures, spool, labels, access log and shadow pages. Safe to repeat.
 
     Without a tenant the user is looked for under every tenant that has a key or a request that is kept (of
     a token, of a key that was revoked), and without one. The trail gets counts and a keyed fingerprint,
-    never the id nor its pseudonym.
+    never the id nor its pseudonym. Raises `TrackingUnavailable`, with all else done, where MLflow, which
+    holds the pages, does not answer.
     """
     settings, key = bench.settings, user_key(bench.settings)
     tenants = [tenant] if tenant else _tenants(bench)
@@ -194,10 +204,19 @@ def forget_user(bench: Bench, user: str, *, tenant: str = "", who: str) -> Forgo
     spooled = sum(erase_spooled(settings.spool_dir / bench.name / slot.value, ids) for slot in Slot)
     with closing(LabelBook(settings.journal)) as book:
         labels = sum(book.forget(bench.name, one) for one in users)
+    # those forgotten before too: MLflow may have been away then
+    ids |= forgotten_requests(access_log_path(settings), bench.name)
+    pages, trouble = _clear_shadow_pages(bench, ids)
     fingerprint = hmac.new(key, f"forgotten:{tenant}:{user}".encode(), hashlib.sha256).hexdigest()[:16]
-    forgotten = Forgotten(bench.name, erased.rows, spooled, labels, lines, fingerprint)
+    forgotten = Forgotten(bench.name, erased.rows, spooled, labels, lines, pages, fingerprint)
     values = {name: value for name, value in forgotten.as_dict().items() if name != "endpoint"}
+    if trouble is not None:
+        values["pages_left"] = str(trouble)
     bench.journal.record(bench.name, FORGOTTEN, who=who, now=bench.clock(), tenants=len(tenants), **values)
+    if trouble is not None:
+        raise TrackingUnavailable(
+            f"{bench.name}: the user is forgotten but for the shadow's pages: {trouble}"
+        ) from trouble
     return forgotten
 
 
@@ -246,9 +265,76 @@ def _delete_pages(bench: Bench, *, before: float) -> int:
                 deleted += sum(bench.runs.delete(run_id, name) for name in _PAGE_NAMES)
         if ended:
             value = {"before": before}
-            bench.journal.put_state(
-                bench.name, _PAGES, value, after=kept.number if kept else 0, now=bench.clock()
-            )
+            after = kept.number if kept else 0
+            bench.journal.put_state(bench.name, _PAGES, value, after=after, now=bench.clock())
     except ServingError as error:
         _LOG.warning("%s: old pages stay for now: %s", bench.name, error)
     return deleted
+
+
+def _delete_shadow_pages(bench: Bench, *, before: float) -> int:
+    """The pages of differing answers of ended releases that began before a moment: they show users' texts.
+
+    None of their requests is older than the release, so pages go before the last trace of whose these are.
+    """
+    now = bench.clock()
+    ended = [
+        one.mlflow_run_id
+        for one in _with_pages(bench)
+        if one.ended_at is not None and one.started_at < before
+    ]
+    deleted = 0
+    try:
+        for run_id in ended:
+            with suppress(TrackingRefused):  # somebody deleted the run
+                deleted += bench.runs.delete(run_id, DIFFERENCES)
+        if ended:
+            kept = bench.journal.state(bench.name, _SHADOW_PAGES)
+            value = {"before": before, "at": now}
+            bench.journal.put_state(
+                bench.name, _SHADOW_PAGES, value, after=kept.number if kept else 0, now=now
+            )
+    except ServingError as error:
+        _LOG.warning("%s: old shadow pages stay for now: %s", bench.name, error)
+    return deleted
+
+
+def _with_pages(bench: Bench) -> list[ReleaseRow]:
+    """Releases with a run, but for those whose pages were deleted at an earlier time."""
+    kept = bench.journal.state(bench.name, _SHADOW_PAGES)
+    begun, seen = (float(kept.value[key]) if kept and key in kept.value else 0.0 for key in ("before", "at"))
+    return [
+        one
+        for one in bench.journal.releases(bench.name)
+        if one.mlflow_run_id
+        and not (one.started_at < begun and one.ended_at is not None and one.ended_at < seen)
+    ]
+
+
+def _clear_shadow_pages(bench: Bench, request_ids: Collection[str]) -> tuple[int, TrackingUnavailable | None]:
+    """Take requests out of the shadow's pages: how many pages held any, and what kept it from looking."""
+    cleared = 0
+    with_texts = [
+        one.mlflow_run_id
+        for one in _with_pages(bench)
+        if (one.policy.get("shadow") or {}).get("text") is not None
+    ]
+    try:
+        for run_id in with_texts if request_ids else ():
+            with suppress(TrackingRefused), TemporaryDirectory() as folder:
+                path = bench.runs.fetch(run_id, DIFFERENCES, Path(folder))
+                left = (
+                    without_requests(path.read_text(encoding="utf-8"), request_ids)
+                    if path is not None
+                    else None
+                )
+                if left is None:
+                    continue
+                if left:
+                    bench.runs.log_text(run_id, DIFFERENCES, left)
+                else:
+                    bench.runs.delete(run_id, DIFFERENCES)
+                cleared += 1
+    except TrackingUnavailable as error:
+        return cleared, error
+    return cleared, None

@@ -21,6 +21,8 @@ from evals.looks import LatencyThresholds
 from evals.shadow import PairCounts, ShadowJudge, count_slower, no_shadow, out_of_time
 from evals.verdict import Outcome, Verdict
 from serving.endpoint import Endpoint, Reply, Slot
+from serving.gateway.log_erasing import forgotten_requests
+from serving.gateway.places import access_log_path
 from serving.records import LookRow, Stage
 from serving.replay import Batch, EndpointAsker, Pair, Replayer, Side
 from tasks.bench import Bench
@@ -171,14 +173,16 @@ def count_pairs(release: Release, shadow: _Shadow, pairs: Sequence[Pair]) -> Pai
     """
     policy = release.bench.policy
     table = {(False, False): 0, (True, False): 0, (False, True): 0, (True, True): 0}
-    disagreeing = 0
+    disagreeing = uncompared = 0
     agreements = _agreements(policy.shadow, shadow, pairs)
     for pair, agreement in zip(pairs, agreements, strict=True):
         champion_bad = is_bad(pair.champion_status)
         candidate_bad = _is_candidate_bad(pair)
-        table[candidate_bad, champion_bad] += 1
         why = f"status {pair.candidate.status}" if candidate_bad else ""
-        if agreement is not None:
+        table[candidate_bad, champion_bad] += 1
+        if agreement is None:
+            uncompared += not candidate_bad and not champion_bad
+        else:
             disagreeing += not agreement.agree
             why = agreement.reason
         if why and len(shadow.examples) < _EXAMPLES_MAX:
@@ -205,14 +209,15 @@ def count_pairs(release: Release, shadow: _Shadow, pairs: Sequence[Pair]) -> Pai
         disagreeing=disagreeing,
         timed=len(timed),
         slower=slower,
+        uncompared=uncompared,
     )
 
 
 def _agreements(policy: Shadow, shadow: _Shadow, pairs: Sequence[Pair]) -> list[Agreement | None]:
-    """Whether the answers of each pair agree; None where one side failed."""
+    """Whether the answers of each pair agree; None where one side failed, or they were not compared."""
     fine = [pair for pair in pairs if not is_bad(pair.champion_status) and not _is_candidate_bad(pair)]
     if shadow.texts is not None:
-        found = shadow.texts.compare(fine)
+        found: Sequence[Agreement | None] = shadow.texts.compare(fine)
     else:
         tolerance = policy.score_tolerance
         assert tolerance is not None
@@ -258,7 +263,10 @@ def _keep_examples(release: Release, shadow: _Shadow) -> None:
     from tasks.trail import plain_json
 
     release.trail.document("shadow_examples.json", plain_json(shadow.examples))
-    page = shadow.texts.page() if shadow.texts is not None else None
+    if shadow.texts is None:
+        return
+    bench = release.bench
+    page = shadow.texts.page(forgotten_requests(access_log_path(bench.settings), bench.name))
     if page is not None:
         release.trail.document(DIFFERENCES, page)
 

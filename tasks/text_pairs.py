@@ -1,15 +1,15 @@
 """The shadow's pairs where answers are words: how alike they are, and the page of the most different ones.
 
 Two language models hardly ever say the same byte for byte, so agreement is a similarity above the
-policy's, and a trusted judge may overrule a difference of words that makes no difference.
+policy's, and a trusted judge may say what words cannot: that other ones mean the same, or like ones not.
 """
 
 from __future__ import annotations
 
+import hashlib
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import logging
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,29 +17,21 @@ from numpy.typing import NDArray
 from configs.generation import Generation
 from configs.text_shadow import TextShadow
 from evals.compare import Agreement
-from evals.texts import closeness, cosine, normalised
+from evals.generation import JUDGE_AGREEMENT
+from evals.texts import closeness, cosine, least_cosine, normalised
 from evals.verdict import Outcome
-from serving.completions import read_completion, read_prompt
-from serving.guards.personal import redact_personal
+from serving.completions import read_completion, read_embeddings, read_prompt
 from serving.records import Stage
 from serving.replay import Pair
-from tasks.judging import JudgeClient, Question
+from tasks.differences import Difference, Show, may_show, shown, write_page
+from tasks.judging import JudgeClient, NoJudgement, Question
 from tasks.model_api import ModelApi
 from tasks.release import Release
 
-_SHOWN_CHARS = 2000
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Difference:
-    """A pair of answers apart, for people; ordered by how far. Texts are redacted as the policy says."""
-
-    distance: float
-    request_id: str
-    prompt: str
-    candidate: str
-    champion: str
-    judged: str
+_LOG = logging.getLogger("interlock.shadow")
+_WORSE, _NO_WORSE = "worse", "no worse"
+Texts = tuple[str | None, str | None]
+"""What candidate and champion said; None where an answer is not in words."""
 
 
 class TextPairs:
@@ -48,43 +40,45 @@ class TextPairs:
     def __init__(self, release: Release, policy: TextShadow) -> None:
         self._release = release
         self._policy = policy
-        self._judge = _trusted_judge(release) if policy.judge_apart else None
+        self._show: Show = may_show(policy, release.bench.policy.capture)
+        self._judge = _trusted_judge(release, policy) if policy.asks_a_judge else None
+        self._samples = self._judge is not None and policy.judge_sample > 0
         self._kept: list[Difference] = []
         self.judged_no_worse = 0
 
-    def compare(self, pairs: Sequence[Pair]) -> list[Agreement]:
-        """One agreement a pair; both sides of every pair have answered.
+    def compare(self, pairs: Sequence[Pair]) -> list[Agreement | None]:
+        """One agreement a pair, None for those not compared; both sides of every pair have answered.
 
         Raises ModelApiError, with nothing kept of these pairs, where judge or embeddings do not answer.
         """
         if not pairs:
             return []
-        ours, theirs = _texts(pairs, candidate=True), _texts(pairs, candidate=False)
+        texts = list(zip(_texts(pairs, candidate=True), _texts(pairs, candidate=False), strict=True))
+        similarities = self._similarities(texts)
         found = [
-            _agreement(one, other, value, self._policy)
-            for one, other, value in zip(ours, theirs, self._similarities(ours, theirs), strict=True)
+            _of_words(value, self._policy) if value is not None else _without_words(pair, self._policy)
+            for pair, value in zip(pairs, similarities, strict=True)
         ]
-        self._overrule(pairs, ours, theirs, found)
+        judged = self._ask_judge(pairs, texts, found)
+        for index, (by_words, pair) in enumerate(zip(found, pairs, strict=True)):
+            found[index] = self._decide(pair, texts[index], by_words, judged.get(index, ""))
         return found
 
-    def page(self) -> str | None:
-        """The page that shows the most different answers side by side; None where none was apart."""
-        import jinja2
+    def page(self, forgotten: Collection[str] = ()) -> str | None:
+        """The page that shows the most different answers side by side; None where none was apart.
 
-        if not self._kept:
-            return None
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(Path(__file__).parent),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-        )
-        row = self._release.row
-        return environment.get_template("differences.html.j2").render(
-            release=row, differences=sorted(self._kept, reverse=True), policy=self._policy
-        )
+        Without the requests of users who were `forgotten` meanwhile.
+        """
+        kept = [one for one in self._kept if one.request_id not in forgotten]
+        return write_page(self._release.row, self._policy, self._show, kept) if kept else None
 
-    def _similarities(self, ours: list[str | None], theirs: list[str | None]) -> NDArray[np.float64]:
-        plain = [(one or "", other or "") for one, other in zip(ours, theirs, strict=True)]
+    def _similarities(self, texts: Sequence[Texts]) -> list[float | None]:
+        """How alike the answers of each pair are; None where not both are in words."""
+        worded = [(ours, theirs) for ours, theirs in texts if ours is not None and theirs is not None]
+        values = iter(self._measured(worded) if worded else ())
+        return [None if None in pair else float(next(values)) for pair in texts]
+
+    def _measured(self, plain: list[tuple[str, str]]) -> NDArray[np.float64]:
         if self._policy.compare == "normalised":
             return np.array([float(normalised(one) == normalised(other)) for one, other in plain])
         if self._policy.embeddings is None or self._policy.compare == "words":
@@ -93,52 +87,76 @@ class TextPairs:
             vectors = api.embed([one for one, _ in plain] + [other for _, other in plain])
         return cosine(vectors[: len(plain)], vectors[len(plain) :])
 
-    def _overrule(
-        self,
-        pairs: Sequence[Pair],
-        ours: list[str | None],
-        theirs: list[str | None],
-        found: list[Agreement],
-    ) -> None:
-        """Ask the judge about some that are apart, and remember those apart for the page."""
-        apart = [index for index, one in enumerate(found) if not one.agree]
-        prompts = {index: read_prompt(pairs[index].exchange.request) or "" for index in apart}
-        preferences = {
-            index: self._judge.compare(Question(prompts[index]), one, other)
-            for index in apart[: self._policy.judge_apart]
-            if self._judge is not None
-            and (one := ours[index]) is not None
-            and (other := theirs[index]) is not None
-        }
-        for index in apart:
-            judged = ""
-            if (preference := preferences.get(index)) is not None:
-                no_worse = preference.score >= 0.5 and not preference.follows_order
-                judged = "no worse" if no_worse else "worse, or undecided"
-                if no_worse:
-                    self.judged_no_worse += 1
-                    found[index] = Agreement(True, largest=found[index].largest)
-            answers = ours[index], theirs[index]
-            self._keep(pairs[index].request_id, found[index].largest, prompts[index], answers, judged)
+    def _ask_judge(
+        self, pairs: Sequence[Pair], texts: Sequence[Texts], found: Sequence[Agreement | None]
+    ) -> dict[int, str]:
+        """The judge's word by the place of the pair.
 
-    def _keep(
-        self, request_id: str, distance: float, prompt: str, texts: tuple[str | None, str | None], judged: str
-    ) -> None:
-        if len(self._kept) >= self._policy.examples and (
-            not self._kept or distance <= self._kept[0].distance
-        ):
+        On a sample it says whether only the champion's answer is right, on pairs apart which is better. ""
+        where it answered no judgement: somebody's words must not be able to stop a shadow.
+        """
+        judge = self._judge
+        if judge is None:
+            return {}
+        lots = {index: _lot(pair) for index, pair in enumerate(pairs) if None not in texts[index]}
+        if self._samples:
+            drawn = [index for index, lot in lots.items() if lot < self._policy.judge_sample]
+        else:
+            apart = [index for index in lots if not (one := found[index]) or not one.agree]
+            drawn = sorted(apart, key=lots.__getitem__)[: self._policy.judge_apart]
+
+        def ask(index: int) -> str:
+            try:
+                return judge_pair(index)
+            except NoJudgement as error:
+                _LOG.warning("%s: %s", self._release.row.id, error)
+                return ""
+
+        def judge_pair(index: int) -> str:
+            asked = Question(read_prompt(pairs[index].exchange.request) or "")
+            ours, theirs = (text or "" for text in texts[index])
+            if ours == theirs:
+                return _NO_WORSE
+            if self._samples:
+                is_worse = judge.score(asked, ours) < judge.score(asked, theirs)
+                return _WORSE if is_worse else _NO_WORSE
+            preference = judge.compare(asked, ours, theirs)
+            is_no_worse = preference.score >= 0.5 and not preference.follows_order
+            return _NO_WORSE if is_no_worse else "worse, or undecided"
+
+        return dict(zip(drawn, judge.api.each(ask, drawn), strict=True))
+
+    def _decide(self, pair: Pair, texts: Texts, by_words: Agreement | None, judged: str) -> Agreement | None:
+        """What the judge or else the words say of a pair; what a person should see is kept for the page."""
+        if by_words is None:
+            return None
+        decided = by_words
+        if judged == _NO_WORSE and not by_words.agree:
+            self.judged_no_worse += 1
+            decided = Agreement(True, largest=by_words.largest)
+        elif judged == _WORSE:
+            decided = Agreement(False, "the judge finds only the champion's answer right", by_words.largest)
+        if not by_words.agree or not decided.agree:
+            self._keep(pair, decided, texts, judged)
+        return None if self._samples and None not in texts and not judged else decided
+
+    def _keep(self, pair: Pair, decided: Agreement, texts: Texts, judged: str) -> None:
+        """Keep a pair for the page unless it is full of greater differences."""
+        rank = judged == _WORSE, decided.largest
+        is_full = len(self._kept) >= self._policy.examples
+        if is_full and (not self._kept or rank <= (self._kept[0].worse, self._kept[0].distance)):
             return
-        shown = [self._shown(text) for text in (prompt, *texts)]
-        heapq.heappush(self._kept, Difference(distance, request_id, shown[0], shown[1], shown[2], judged))
+        asked, ours, theirs = (
+            shown(text, self._show) for text in (read_prompt(pair.exchange.request) or "", *texts)
+        )
+        heapq.heappush(self._kept, Difference(*rank, pair.request_id, asked, ours, theirs, judged))
         if len(self._kept) > self._policy.examples:
             heapq.heappop(self._kept)
 
-    def _shown(self, text: str | None) -> str:
-        if text is None:
-            return "(no answer in words)"
-        if self._policy.show == "nothing":
-            return "(not shown, by the policy)"
-        return (redact_personal(text) if self._policy.show == "redacted" else text)[:_SHOWN_CHARS]
+
+def _lot(pair: Pair) -> float:
+    """A number in [0, 1) that is always the same for a request, so that asking again draws the same."""
+    return int.from_bytes(hashlib.sha256(pair.request_id.encode()).digest()[:4]) / 2**32
 
 
 def _texts(pairs: Sequence[Pair], *, candidate: bool) -> list[str | None]:
@@ -147,24 +165,51 @@ def _texts(pairs: Sequence[Pair], *, candidate: bool) -> list[str | None]:
     return [None if one is None else one.text for one in found]
 
 
-def _agreement(one: str | None, other: str | None, similarity: float, policy: TextShadow) -> Agreement:
-    """`largest` is the distance, 1 - similarity. Two bodies without words (refused alike) agree."""
-    if one is None or other is None:
-        agree = one is None and other is None
-        return Agreement(agree, "" if agree else "only one version answered in words", float(not agree))
+def _without_words(pair: Pair, policy: TextShadow) -> Agreement | None:
+    """Of vectors, and of refusals; None for answers that nobody can read, which are no evidence."""
+    kinds = {_kind(body) for body in (pair.candidate.body, pair.champion_body)}
+    if len(kinds) > 1:
+        return Agreement(False, f"one version answered in {' and one in '.join(sorted(kinds))}", 1.0)
+    ours, theirs = read_embeddings(pair.candidate.body), read_embeddings(pair.champion_body)
+    if ours is not None and theirs is not None:
+        likeness = least_cosine(ours, theirs)
+        if likeness is None:
+            return Agreement(False, "vectors of other numbers or sizes", 1.0)
+        return _alike(likeness, policy.min_cosine)
+    if pair.champion_status < 400:
+        return None
+    refused_too = pair.candidate.status >= 400
+    return Agreement(refused_too, "" if refused_too else "only the champion refused", float(not refused_too))
+
+
+def _kind(body: bytes) -> str:
+    if read_completion(body) is not None:
+        return "words"
+    return "vectors" if read_embeddings(body) is not None else "neither words nor vectors"
+
+
+def _of_words(similarity: float, policy: TextShadow) -> Agreement:
     needed = 1.0 if policy.compare == "normalised" else policy.min_similarity
+    return _alike(similarity, needed)
+
+
+def _alike(similarity: float, needed: float) -> Agreement:
+    """`largest` is the distance, 1 - similarity."""
     if similarity >= needed - 1e-9:
         return Agreement(True, largest=1 - similarity)
     return Agreement(False, f"similarity {similarity:.2f}, {needed:g} is wanted", 1 - similarity)
 
 
-def _trusted_judge(release: Release) -> JudgeClient | None:
-    """The evaluation's judge, if this release's evaluation showed that it agrees with people."""
+def _trusted_judge(release: Release, text: TextShadow) -> JudgeClient | None:
+    """The evaluation's judge, if this release's evaluation showed that it agrees with people.
+
+    On single answers for a sample, which it judges one by one; on pairs where it says which is better.
+    """
     policy = release.bench.policy.evaluation
     findings = release.row.verdicts.get(Stage.EVALUATE.value, {}).get("findings", ())
-    shown = any(
-        one["metric"] == "judge agreement" and one["outcome"] == Outcome.PASS.value for one in findings
-    )
-    if not isinstance(policy, Generation) or policy.judge is None or not shown:
+    wanted = JUDGE_AGREEMENT["judge" if text.judge_sample else "pairwise"]
+    trusted = any(one["metric"] == wanted and one["outcome"] == Outcome.PASS.value for one in findings)
+    if not isinstance(policy, Generation) or policy.judge is None or not trusted:
+        _LOG.warning("%s: no %s was shown, so words alone decide", release.row.id, wanted)
         return None
     return JudgeClient(policy.judge, ModelApi(policy.judge.api))

@@ -109,6 +109,27 @@ def read_exchanges(
     return exchanges, at.dump()
 
 
+def newest_exchanges(folder: Path, limit: int, seal: Seal | None = None) -> list[Exchange]:
+    """The newest `limit` exchanges of a slot, oldest first; reads no more segments than that takes.
+
+    Raises `SpoolSealed` as `read_exchanges` does.
+    """
+    by_writer: dict[str, list[SegmentName]] = {}
+    for name in list_segments(folder):
+        by_writer.setdefault(name.writer, []).append(name)
+    found: list[Exchange] = []
+    for names in by_writer.values():
+        theirs: list[Exchange] = []
+        for name in reversed(names):
+            lines = _complete_lines(folder / name.filename, 0)
+            read = (_exchange(_document(line), seal) for line, _ in lines)
+            theirs = [*(one for one in read if one is not None), *theirs]
+            if len(theirs) >= limit:
+                break
+        found += theirs
+    return sorted(found, key=lambda exchange: exchange.time)[-limit:]
+
+
 @dataclass(frozen=True, slots=True)
 class _Line:
     """One line, and the position after it. The trailer and unusable lines carry no exchange."""

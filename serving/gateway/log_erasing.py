@@ -69,13 +69,33 @@ def hide_users(path: Path, endpoint: str, users: Collection[str]) -> tuple[int, 
             for found in _USER.finditer(lines):
                 if found[1] == endpoint.encode() and found[2] in wanted:
                     os.pwrite(number, _NOBODY[: len(found[2])], position + found.start(2))
-                    line_at = lines.rfind(b"\n", 0, found.start()) + 1
-                    if (named := _ID.search(lines, line_at, found.start())) is not None:
+                    if (named := _named(lines, found)) is not None:
                         ids.add(named[1].decode())
                     hidden += 1
         if hidden:
             os.fsync(number)
     return hidden, ids
+
+
+def forgotten_requests(path: Path, endpoint: str) -> set[str]:
+    """The ids of an endpoint's requests whose users were hidden, by this call's like or an earlier one's."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return set()
+    with file:
+        return {
+            named[1].decode()
+            for _, lines in _whole_lines(file.fileno())
+            for found in _USER.finditer(lines)
+            if found[1] == endpoint.encode() and not found[2].strip(b"0")
+            if (named := _named(lines, found)) is not None
+        }
+
+
+def _named(lines: bytes, user: re.Match[bytes]) -> re.Match[bytes] | None:
+    """The id in the line of a user."""
+    return _ID.search(lines, lines.rfind(b"\n", 0, user.start()) + 1, user.start())
 
 
 def logged_tenants(path: Path, endpoint: str) -> set[str]:

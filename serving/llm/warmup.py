@@ -1,7 +1,7 @@
 """Before a replica counts as healthy it answers: one completion of its own, then recent prompts.
 
 A canary's caches are cold and its first batches compile: without this its first requests would be
-slow through no fault of the version. The prompts come from both slots' spools, newest first, are
+slow through no fault of the version. The prompts are the newest of both slots' spools, oldest first, are
 marked as replays (neither recorded nor counted), and ask for one token each: that fills the prefix
 cache and costs little. A prompt that fails is no reason not to serve; the first completion is.
 """
@@ -15,8 +15,7 @@ import time
 from typing import Any, cast
 
 from serving.capture.sealing import Seal
-from serving.capture.segments import list_segments
-from serving.capture.spool import read_exchanges
+from serving.capture.spool import newest_exchanges
 from serving.completions import TEXT_PATHS
 from serving.direct import DirectClient
 from serving.endpoint import Exchange, Reply, Slot
@@ -32,6 +31,7 @@ _PROBES: dict[str, dict[str, Any]] = {
 """The first that the engine knows: models for embeddings have no completions."""
 _TIMEOUT_S = 60.0
 _READ_MAX = 5_000
+"""Newest requests of a slot among which prompts are looked for."""
 
 
 def probe(spec: LlmSpec, direct: DirectClient) -> None:
@@ -71,15 +71,10 @@ def recent_prompts(spec: LlmSpec) -> list[Exchange]:
     seal = Seal.from_file(spec.spool.key_file if spec.spool else None, os.environ)
     found: list[Exchange] = []
     for slot in Slot:
-        folder = spec.spool_of_endpoint / slot.value
-        if list_segments(folder):
-            exchanges, _ = read_exchanges(folder, _FROM_THE_BEGINNING, _READ_MAX, seal)
-            found += [one for one in exchanges if one.path in TEXT_PATHS and one.status == 200]
+        exchanges = newest_exchanges(spec.spool_of_endpoint / slot.value, _READ_MAX, seal)
+        found += [one for one in exchanges if one.path in TEXT_PATHS and one.status == 200]
     found.sort(key=lambda one: one.time)
     return found[-spec.serving.warm_up_prompts :]
-
-
-_FROM_THE_BEGINNING = json.dumps({"writers": {}, "lost": 0})
 
 
 def _short(body: bytes) -> bytes | None:

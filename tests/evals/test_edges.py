@@ -249,7 +249,7 @@ def test_the_first_version_wins_against_nobody() -> None:
     judge = {
         "api": {"url": "http://127.0.0.1:9/v1", "model": "judge"},
         "rubric": "Right.",
-        "labelled": "labelled.jsonl",
+        "labelled_pairs": "pairs.jsonl",
     }
     rule = generation({"kind": "pairwise", "margin": 0.1}, judge=judge)
     shape = Measures({}, np.zeros((50, 1), np.bool_))

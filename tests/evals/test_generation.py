@@ -17,8 +17,14 @@ JUDGE = {
     "api": {"url": "http://127.0.0.1:9/v1", "model": "judge"},
     "rubric": "Right.",
     "labelled": "labelled.jsonl",
+    "labelled_pairs": "pairs.jsonl",
 }
 TRUSTED = Agreement(0.9, 0.8, 0.97, 0.95, 200)
+DOUBTFUL = Agreement(0.2, 0.0, 0.4, 0.6, 200)
+TROUBLE = {"judge agreement on pairs": "503: not now"}
+
+
+UNLABELLED = {key: JUDGE[key] for key in ("api", "rubric")}
 
 
 def policy(*scorers: dict[str, Any], **values: Any) -> Generation:
@@ -182,21 +188,44 @@ def test_a_judge_gates_only_once_it_agrees_with_people(found: Agreement | None, 
 
 def test_an_untrusted_judge_rejects_nothing_either() -> None:
     rule = policy({"kind": "judge", "min": 0.5}, judge=JUDGE)
-    doubtful = Agreement(0.2, 0.0, 0.4, 0.6, 200)
     assert judged(rule, WRONG, agreement=TRUSTED).failed
-    assert judged(rule, WRONG, agreement=doubtful).outcome is Outcome.INCONCLUSIVE
+    assert judged(rule, WRONG, agreement=DOUBTFUL, pair_agreement=TRUSTED).outcome is Outcome.INCONCLUSIVE
 
 
-def pairwise(preferences: list[Preference], **judge: Any) -> Verdict:
-    rule = policy({"kind": "pairwise", "margin": 0.1}, judge=JUDGE | judge)
+def pairwise(preferences: list[Preference], agreed: Agreement | None = TRUSTED) -> Verdict:
+    rule = policy({"kind": "pairwise", "margin": 0.1}, judge=JUDGE)
     shape = Measures({}, np.zeros((100, 1), bool))
-    return evaluate_generation(rule, Contest(shape, shape, "d", TRUSTED, tuple(preferences)))
+    contest = Contest(
+        shape, shape, "d", DOUBTFUL, tuple(preferences), pair_agreement=agreed, why_unmeasured=TROUBLE
+    )
+    return evaluate_generation(rule, contest)
 
 
 def test_pairwise_wins_with_both_orders() -> None:
     assert pairwise([Preference(1, 1)] * 100).passed
     assert pairwise([Preference(0.5, 0.5)] * 100).passed
     assert pairwise([Preference(0, 0)] * 100).failed
+
+
+def test_pairs_are_gated_by_the_agreement_on_pairs() -> None:
+    """That the judge knows a right answer from a wrong one does not say that it knows the better of two."""
+    better, worse = [Preference(1, 1)] * 100, [Preference(0, 0)] * 100
+    for preferences in (better, worse):
+        verdict = pairwise(preferences, DOUBTFUL)
+        assert verdict.outcome is Outcome.INCONCLUSIVE
+        assert "60% of 200 labelled pairs" in verdict.reason
+    verdict = pairwise(better, None)
+    assert verdict.outcome is Outcome.ERROR
+    assert verdict.reason.endswith("labelled pairs: 503: not now")
+
+
+def test_agreement_on_pairs_is_noted_for_the_shadow_where_no_scorer_needs_it() -> None:
+    rule = policy({"kind": "exact_match", "min": 0.5}, judge=JUDGE)
+    verdict = judged(rule, RIGHT, agreement=DOUBTFUL, pair_agreement=TRUSTED)
+    assert verdict.passed
+    noted = {one.metric: one.outcome for one in verdict.findings}
+    assert noted["judge agreement on pairs"] is Outcome.PASS
+    assert noted["judge agreement"] is Outcome.INCONCLUSIVE
 
 
 def test_a_judge_that_follows_the_order_decides_nothing() -> None:
@@ -220,6 +249,12 @@ def test_pairs_that_were_not_judged_are_an_error() -> None:
         ({"scorers": [{"kind": "pii"}]}, "decides nothing"),
         ({"scorers": [{"kind": "pii", "min": 1}, {"kind": "pii", "min": 1}]}, "same name"),
         ({"samples": 3}, "temperature above 0"),
+        ({"api": "completions", "tokens_field": "max_completion_tokens"}, "max_tokens"),
+        ({"scorers": [{"kind": "judge", "min": 0.5}], "judge": UNLABELLED}, "needs judge.labelled:"),
+        (
+            {"scorers": [{"kind": "pairwise", "margin": 0.1}], "judge": UNLABELLED},
+            "needs judge.labelled_pairs",
+        ),
     ],
 )
 def test_a_policy_that_cannot_work_is_refused(change: dict[str, Any], words: str) -> None:

@@ -108,11 +108,31 @@ def test_latency_quantiles_are_fixed_by_the_first_look_that_has_any() -> None:
 
 def test_counts_add_up_and_survive_json() -> None:
     first = PairCounts(1, 2, 3, 4, 1, 5, {"p50": (1, 2)})
-    second = PairCounts(10, 0, 0, 0, 2, 1, {"p90": (3, 4)})
+    second = PairCounts(10, 0, 0, 0, 2, 1, {"p90": (3, 4)}, 6)
     total = first + second
-    assert total == PairCounts(11, 2, 3, 4, 3, 6, {"p50": (1, 2), "p90": (3, 4)})
-    assert total.pairs == 20
+    assert total == PairCounts(11, 2, 3, 4, 3, 6, {"p50": (1, 2), "p90": (3, 4)}, 6)
+    assert (total.pairs, total.compared) == (20, 5)
     assert PairCounts.from_dict(json.loads(json.dumps(total.as_dict()))) == total
+    of_before = {name: value for name, value in total.as_dict().items() if name != "uncompared"}
+    assert PairCounts.from_dict(of_before).uncompared == 0
+
+
+def test_pairs_that_were_not_compared_are_no_evidence_on_outputs() -> None:
+    verdict = run(judge(), PairCounts(both_fine=50, uncompared=50), 100)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "0 of at least 400 pairs (5000 more were not compared)" in verdict.reason
+    sampled = PairCounts(both_fine=50, disagreeing=1, uncompared=40)
+    the_judge = judge()
+    undecided = run(the_judge, sampled, 39)
+    assert undecided.reason.startswith("390 of at least 400 pairs")
+    assert undecided.eta_units == 50
+    assert the_judge.look(sampled).outcome is Outcome.PASS
+    worse = PairCounts(both_fine=50, disagreeing=8, uncompared=40)
+    verdict = run(judge(), worse, 10)
+    assert verdict.outcome is Outcome.FAIL
+    found = re.search(r"outputs differ on (\d+) of (\d+) pairs", verdict.reason)
+    assert found is not None
+    assert int(found[1]) / int(found[2]) == 0.8, "of the pairs that were compared"
 
 
 def test_slower_pairs_give_the_candidate_its_tolerance() -> None:

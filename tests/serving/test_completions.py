@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from typing import Any
 
 import pytest
 
-from serving.completions import read_completion
+from serving.completions import read_completion, read_embeddings
 
 
 def event(*choices: dict[str, Any]) -> bytes:
@@ -26,3 +28,31 @@ def test_of_several_answers_in_a_stream_the_first_is_read(together: bool) -> Non
     answer = read_completion(b"".join(parts) + b"data: [DONE]\n\n")
     assert answer is not None
     assert (answer.text, answer.finish_reason) == ("Yes!", "stop")
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_vectors_are_read_in_both_encodings_and_the_inputs_order(encoded: bool) -> None:
+    vectors = [(0.5, -1.0), (0.25, 2.0)]
+    rows = [
+        {"index": i, "embedding": base64.b64encode(struct.pack("<2f", *one)).decode() if encoded else one}
+        for i, one in enumerate(vectors)
+    ]
+    assert read_embeddings(json.dumps({"object": "list", "data": rows[::-1]}).encode()) == vectors
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"data: {}",
+        b'{"data": []}',
+        b'{"choices": []}',
+        b'{"data": [{"index": 0, "embedding": "AAA"}]}',
+        b'{"data": [{"index": 0, "embedding": [null]}]}',
+        b'{"data": [{"index": 0, "embedding": 1}]}',
+        b'{"error": {"message": "no"}}',
+    ],
+)
+def test_what_holds_no_vectors_has_none(body: bytes) -> None:
+    assert read_embeddings(body) is None

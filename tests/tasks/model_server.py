@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Chat = Callable[[list[dict[str, str]]], str]
+Chat = Callable[[list[dict[str, str]]], str | dict[str, Any]]
+"""What a model says to messages, or its whole answer."""
 Embed = Callable[[str], list[float]]
 
 
@@ -17,6 +18,7 @@ class ModelServer:
     """What was asked, and what is answered.
 
     `failures` are statuses to answer before anything else, or after `answers_before_failures` answers.
+    With `reasons` it refuses what OpenAI's reasoning models refuse.
     """
 
     def __init__(self, chat: Chat, embed: Embed) -> None:
@@ -24,6 +26,7 @@ class ModelServer:
         self.embed = embed
         self.failures: list[int] = []
         self.answers_before_failures = 0
+        self.reasons = False
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.url = ""
@@ -55,8 +58,11 @@ def model_server(chat: Chat = lambda messages: "{}", embed: Embed = words) -> It
             if self.path.endswith("/embeddings"):
                 rows = [{"index": i, "embedding": state.embed(text)} for i, text in enumerate(body["input"])]
                 self._reply(200, {"data": rows[::-1]})
+            elif state.reasons and (refusal := refused_by_reasoning(body)):
+                self._reply(400, {"error": {"message": refusal, "type": "invalid_request_error"}})
             else:
-                self._reply(200, chat_answer(state.chat(body["messages"])))
+                said = state.chat(body["messages"])
+                self._reply(200, said if isinstance(said, dict) else chat_answer(said))
 
         def _reply(self, status: int, document: dict[str, Any]) -> None:
             content = json.dumps(document).encode()
@@ -82,8 +88,25 @@ def model_server(chat: Chat = lambda messages: "{}", embed: Embed = words) -> It
         thread.join(timeout=5)
 
 
-def chat_answer(text: str, tokens_in: int = 10) -> dict[str, Any]:
+def shown(messages: list[dict[str, str]]) -> tuple[str, list[str]]:
+    """What a judge is shown: the question and the answers."""
+    lines = messages[-1]["content"].splitlines()
+    texts = {line.partition(": ")[0]: line.partition(": ")[2] for line in lines}
+    answers = [json.loads(text) for name, text in texts.items() if name.startswith("Answer")]
+    return json.loads(texts["Question"]), answers
+
+
+def refused_by_reasoning(body: dict[str, Any]) -> str:
+    """What OpenAI's reasoning models say of a request that they refuse; "" where they answer."""
+    if "max_tokens" in body:
+        return "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    if body.get("temperature", 1) != 1:
+        return "Unsupported value: 'temperature'. Only the default (1) value is supported."
+    return ""
+
+
+def chat_answer(text: str, tokens_in: int = 10, finish_reason: str = "stop") -> dict[str, Any]:
     """A chat completion as servers write it."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
     usage = {"prompt_tokens": tokens_in, "completion_tokens": len(text.split())}
     return {"id": "chatcmpl-1", "object": "chat.completion", "choices": [choice], "usage": usage}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,8 @@ from configs.prices import API_MACHINE
 from evals.verdict import Outcome
 from serving.endpoint import Reply
 from serving.errors import SetupError
-from tests.tasks.model_server import model_server
-from tests.tasks.world_of_words import Answering, Words
+from tests.tasks.model_server import model_server, refused_by_reasoning, shown
+from tests.tasks.world_of_words import Answering, Asked, Words
 
 COLOURS = {f"What is colour {i}?": f"Colour {i} is {'red' if i % 2 else 'blue'}." for i in range(40)}
 
@@ -58,6 +59,36 @@ def test_no_answer_is_a_failure_of_the_candidate(words: Words) -> None:
     verdict = words.evaluate(candidate=lambda _: Reply(500, b"no", 1.0), champion=knows(1.0))
     assert verdict.failed
     assert "40 of 40 answers never came" in verdict.reason
+
+
+def test_a_candidate_that_is_asked_in_a_way_that_it_refuses_is_nobodys_verdict(words: Words) -> None:
+    """A reasoning model: rejected it would be for how it was asked, not for what it answers."""
+
+    def reasoning(document: dict[str, Any]) -> str | Reply:
+        refusal = refused_by_reasoning(document)
+        return Reply(400, refusal.encode(), 1.0) if refusal else COLOURS[document["messages"][-1]["content"]]
+
+    words.scorers({"kind": "exact_match", "min": 0.5, "margin": 0.1})
+    verdict = words.evaluate(candidate=Asked(reasoning), champion=knows(1.0))
+    assert verdict.outcome is Outcome.ERROR
+    assert "refused all of 40 prompts" in verdict.reason
+    assert "'max_completion_tokens' instead" in verdict.reason
+    assert "Next: " in verdict.reason
+    words.scorers(
+        {"kind": "exact_match", "min": 0.5, "margin": 0.1},
+        tokens_field="max_completion_tokens",
+        temperature=None,
+    )
+    assert words.evaluate(candidate=Asked(reasoning), champion=knows(1.0)).passed
+
+
+def test_some_refusals_are_failures_of_the_candidate(words: Words) -> None:
+    words.scorers({"kind": "exact_match", "min": 0.5})
+    asked = knows(1.0)
+    verdict = words.evaluate(
+        candidate=lambda text: Reply(400, b"no", 1.0) if "7" in text else asked(text), champion=None
+    )
+    assert verdict.failed
 
 
 def test_a_champion_that_answers_nothing_is_nobodys_verdict(words: Words) -> None:
@@ -165,9 +196,7 @@ def test_similarity_by_embeddings_and_by_words(words: Words) -> None:
 
 def honest_judge(messages: list[dict[str, str]]) -> str:
     """Knows the colours; prefers the answer that names the right one."""
-    text = messages[-1]["content"]
-    asked = next(line for line in text.splitlines() if line in COLOURS)
-    answers = [part.split("\n", 1)[1].split("\n</answer>")[0] for part in text.split("<answer")[1:]]
+    asked, answers = shown(messages)
     right = [answer == COLOURS[asked] for answer in answers]
     if len(right) == 1:
         return json.dumps({"right": right[0]})
@@ -188,10 +217,21 @@ def label(words: Words, right: Callable[[int], bool]) -> None:
     words.labelled(rows)
 
 
+def choose(words: Words, first_is_better: Callable[[int], bool]) -> None:
+    """Pairs whose right answer stands first in half of them, and what people chose."""
+    rows: list[dict[str, Any]] = []
+    for i, asked in enumerate(COLOURS):
+        answers = [COLOURS[asked], "Green."] if i % 2 else ["Green.", COLOURS[asked]]
+        better = 1 if first_is_better(i) else 2
+        rows.append({"prompt": asked, "first": answers[0], "second": answers[1], "better": better})
+    words.chosen(rows)
+
+
 def test_a_judge_that_agrees_with_people_gates(words: Words) -> None:
     with model_server(honest_judge) as server:
-        words.judge(server.url)
+        words.judge(server.url, "labelled", "labelled_pairs")
         label(words, lambda i: i % 2 == 1)
+        choose(words, lambda i: i % 2 == 1)
         words.scorers({"kind": "judge", "margin": 0.05}, {"kind": "pairwise", "margin": 0.1})
         assert words.evaluate(candidate=knows(1.0), champion=knows(0.5)).passed
         assert words.evaluate(candidate=knows(0.5), champion=knows(1.0)).failed
@@ -199,7 +239,7 @@ def test_a_judge_that_agrees_with_people_gates(words: Words) -> None:
 
 def test_a_judge_that_does_not_agree_with_people_does_not(words: Words) -> None:
     with model_server(honest_judge) as server:
-        words.judge(server.url)
+        words.judge(server.url, "labelled")
         label(words, lambda i: i % 3 == 0)
         words.scorers({"kind": "judge", "min": 0.5})
         verdict = words.evaluate(candidate=knows(1.0), champion=None)
@@ -207,19 +247,51 @@ def test_a_judge_that_does_not_agree_with_people_does_not(words: Words) -> None:
     assert "it may not gate" in verdict.reason
 
 
+def test_a_judge_that_chooses_otherwise_than_people_gates_no_pairs(words: Words) -> None:
+    """It knows right answers from wrong ones, as people do; of two it prefers what they did not choose."""
+    with model_server(honest_judge) as server:
+        words.judge(server.url, "labelled", "labelled_pairs")
+        label(words, lambda i: i % 2 == 1)
+        choose(words, lambda i: i % 3 == 0)
+        words.scorers({"kind": "judge", "margin": 0.05}, {"kind": "pairwise", "margin": 0.1})
+        verdict = words.evaluate(candidate=knows(1.0), champion=knows(0.5))
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "40 labelled pairs" in verdict.reason
+    assert "it may not gate" in verdict.reason
+
+
+def test_a_judge_that_cannot_decide_agrees_with_nobody(words: Words) -> None:
+    with model_server(lambda _: '{"better": 0}') as server:
+        words.judge(server.url, "labelled_pairs")
+        choose(words, lambda i: i % 2 == 1)
+        words.scorers({"kind": "pairwise", "margin": 0.1})
+        verdict = words.evaluate(candidate=knows(1.0), champion=knows(0.5))
+    assert "agrees with people on 0% of 40 labelled pairs" in verdict.reason
+
+
 def test_a_judge_with_a_favourite_place_is_found_out(words: Words) -> None:
     with model_server(first_place) as server:
-        words.judge(server.url)
-        label(words, lambda i: i % 2 == 1)
+        words.judge(server.url, "labelled_pairs")
+        choose(words, lambda i: i % 2 == 1)
         words.scorers({"kind": "pairwise", "margin": 0.1})
         verdict = words.evaluate(candidate=knows(1.0), champion=knows(0.0))
     assert verdict.outcome is Outcome.INCONCLUSIVE
-    assert "followed the order in 100% of pairs (first place +1.00)" in verdict.reason
+    bias = next(one for one in verdict.findings if one.metric == "pairwise order bias")
+    assert "followed the order in 100% of pairs (first place +1.00)" in bias.reason
+
+
+def test_choices_of_people_are_one_or_two(words: Words) -> None:
+    with model_server(honest_judge) as server:
+        words.judge(server.url, "labelled_pairs")
+        words.chosen([{"prompt": "p", "first": "a", "second": "b", "better": 0}])
+        words.scorers({"kind": "pairwise", "margin": 0.1})
+        with pytest.raises(SetupError, match=r"other values of better than 1 and 2. Next"):
+            words.evaluate(candidate=knows(1.0), champion=knows(0.0))
 
 
 def test_a_judge_that_raves_is_an_error(words: Words) -> None:
     with model_server(lambda _: "I like it") as server:
-        words.judge(server.url)
+        words.judge(server.url, "labelled")
         label(words, lambda i: i % 2 == 1)
         words.scorers({"kind": "judge", "min": 0.5})
         verdict = words.evaluate(candidate=knows(1.0), champion=None)

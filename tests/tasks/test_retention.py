@@ -16,6 +16,7 @@ import pytest
 
 from configs.policy import Policy
 from configs.settings import Settings
+from configs.text_shadow import TextShadow
 from serving.capture.erasing import erase_users
 from serving.capture.reader import compact, read_captures
 from serving.capture.recorder import Recorder
@@ -26,12 +27,13 @@ from serving.gateway.keys import Keys
 from serving.gateway.log_erasing import erase_before
 from serving.gateway.places import access_log_path
 from serving.labels import LabelBook
-from serving.records import ReleaseState
+from serving.records import ReleaseRow, ReleaseState
 from tasks.bench import Bench
+from tasks.differences import Difference, write_page
 from tasks.labels import take_file
 from tasks.retention import DELETED, FORGOTTEN, forget_user, retain, retain_copies, retain_logs
 from tasks.runs import Runs, TrackingRefused, TrackingUnavailable
-from tasks.trail import REPORT
+from tasks.trail import DIFFERENCES, REPORT
 from tests.serving.capture.exchanges import record, recorder
 from tests.serving.gateway.test_access_log import line
 from tests.tasks import test_transitions
@@ -40,7 +42,7 @@ from tests.tasks.doubles import HandClock
 DAY = 86_400.0
 NOW = 1_800_000_000.0
 USERS = ("ann", "bob", "cem")
-MADE = ("report.html", "evaluation.html", "evaluation-data.html", "decisions.json", "shadow_differences.html")
+MADE = ("report.html", "evaluation.html", "evaluation-data.html", "decisions.json")
 
 
 class MemoryReports:
@@ -49,6 +51,8 @@ class MemoryReports:
     def __init__(self) -> None:
         self.kept = ["drift/2026-11-22T08-00", "drift/2030-01-01T00-00", "drift/notes"]
         self.pages = {run: set(MADE) for run in ("old", "new", "alone")}
+        self.texts = dict.fromkeys(["old", "new"], "")
+        self.texts_asked: list[str] = []
         self.alone: dict[str, float] = {}
         self.asked: list[str] = []
         self.is_away = False
@@ -65,17 +69,33 @@ class MemoryReports:
         if path.startswith("drift/"):
             self.kept.remove(path)
             return True
-        if path == REPORT:
-            self.asked.append(run)
+        if path in (REPORT, DIFFERENCES):
+            (self.asked if path == REPORT else self.texts_asked).append(run)
             if run == "gone":
                 raise TrackingRefused("no such run")
-        was_there = path in self.pages[run]
-        self.pages[run].discard(path)
+        if path == DIFFERENCES:
+            return self.texts.pop(run, None) is not None
+        was_there = path in self.pages.get(run, ())
+        self.pages.get(run, set()).discard(path)
         return was_there
 
     def ended_runs(self, endpoint: str, names: str, *, since: float, before: float) -> list[str]:
         assert names == f"{endpoint}-v%-evaluation-%"
         return [run for run, at in self.alone.items() if since <= at < before]
+
+    def fetch(self, run: str, path: str, folder: Path) -> Path | None:
+        if self.is_away:
+            raise TrackingUnavailable("away. Next: the same again")
+        if run == "gone":
+            raise TrackingRefused("no such run")
+        if run not in self.texts:
+            return None
+        (folder / path).write_text(self.texts[run], encoding="utf-8")
+        return folder / path
+
+    def log_text(self, run: str, path: str, text: str) -> None:
+        assert path == DIFFERENCES
+        self.texts[run] = text
 
     def open_run(self, _endpoint: str, _name: str, _tags: Any) -> str:
         return "run"
@@ -221,13 +241,72 @@ def test_what_is_too_old_goes_with_a_line_in_the_trail(place: Place) -> None:
     assert retain(place.bench()).words == "flights: nothing was too old"
 
 
-def ended(place: Place, version: str, run_id: str, at: float) -> None:
-    """A release that ended at a moment."""
+def ended(place: Place, version: str, run_id: str, at: float, *, took_s: float = 60) -> ReleaseRow:
+    """A release, whose shadow compared texts, that ended at a moment."""
     journal = place.bench().journal
-    release = journal.add_release("flights", version, champion="1", policy={}, now=at - 60)
+    policy = {"shadow": {"text": {}}}
+    release = journal.add_release("flights", version, champion="1", policy=policy, now=at - took_s)
     journal.claim(release.id, "me", lease_s=60, now=at - 60, flow_run_id=run_id)
     journal.update_release(release.id, "me", now=at - 60, mlflow_run_id=run_id)
     journal.end_release(release.id, state=ReleaseState.REJECTED, reason="bad", now=at)
+    return next(one for one in journal.releases("flights") if one.id == release.id)
+
+
+def shows(release: ReleaseRow, *request_ids: str) -> str:
+    """A page of differences with these requests."""
+    differences = [Difference(False, 0.5, one, f"asked {one}", "ours", "theirs", "") for one in request_ids]
+    return write_page(release, TextShadow(), "full", differences)
+
+
+def test_a_user_is_taken_out_of_the_shadows_pages(place: Place) -> None:
+    """The users of new-0, new-1, new-2, ... are ann, bob, cem, and so on."""
+    mixed = ended(place, "2", "mixed", NOW - DAY)
+    hers = ended(place, "3", "hers", NOW - 2 * DAY)
+    others = ended(place, "4", "others", NOW - 3 * DAY)
+    ended(place, "5", "gone", NOW - 4 * DAY)
+    ended(place, "6", "without", NOW - 5 * DAY)
+    place.runs.texts = {
+        "mixed": shows(mixed, "new-0", "new-1"),
+        "hers": shows(hers, "new-3"),
+        "others": shows(others, "new-2"),
+    }
+    before = dict(place.runs.texts)
+    place.runs.is_away = True
+    with pytest.raises(TrackingUnavailable, match=r"but for the shadow's pages: away. Next"):
+        forget_user(place.bench(), "ann", tenant="acme", who="me")
+    assert place.users()["ann"] == 0
+    assert place.runs.texts == before
+    place.runs.is_away = False
+    assert forget_user(place.bench(), "ann", tenant="acme", who="me").pages == 2, "what was left is done now"
+    assert set(place.runs.texts) == {"mixed", "others"}
+    assert "asked new-1" in place.runs.texts["mixed"]
+    assert "new-0" not in place.runs.texts["mixed"]
+    assert place.runs.texts["others"] == before["others"]
+    assert forget_user(place.bench(), "ann", tenant="acme", who="me").pages == 0
+    told = place.bench().journal.audit("flights", what=(FORGOTTEN,))
+    assert [(one.details["pages"], "pages_left" in one.details) for one in reversed(told)] == [
+        (0, True),
+        (2, False),
+        (0, False),
+    ]
+
+
+def test_pages_go_before_the_last_trace_of_whose_requests_they_show(place: Place) -> None:
+    """A release of 20 days: its oldest lines of the log go 30 days after it began, not after it ended."""
+    place.runs.texts = {"long": ""}
+    ended(place, "2", "long", NOW - 11 * DAY, took_s=20 * DAY)
+    assert retain(place.bench()).reports == 1
+    assert place.runs.texts == {}
+
+
+def test_one_that_ended_after_others_of_its_time_is_not_forgotten(place: Place) -> None:
+    place.runs.texts = {"old": "", "late": ""}
+    ended(place, "2", "old", NOW - 40 * DAY)
+    assert retain(place.bench()).reports == 1
+    ended(place, "3", "late", NOW + DAY, took_s=35 * DAY)
+    place.clock.now += 2 * DAY
+    assert retain(place.bench()).reports == 1
+    assert place.runs.texts_asked == ["old", "late"]
 
 
 def test_pages_of_releases_and_evaluations_go_as_reports_do_and_are_asked_for_once(place: Place) -> None:
@@ -238,15 +317,17 @@ def test_pages_of_releases_and_evaluations_go_as_reports_do_and_are_asked_for_on
     place.runs.is_away = True
     assert retain(place.bench()).reports == 0
     place.runs.is_away = False
-    assert retain(place.bench()).reports == 8
+    assert retain(place.bench()).reports == 7
     kept = {"decisions.json"}
     assert place.runs.pages == {"old": kept, "alone": kept, "new": set(MADE)}
+    assert place.runs.texts == {"new": ""}
     assert place.runs.asked == ["gone", "old", "alone"]
     assert retain(place.bench()).reports == 0
     assert place.runs.asked == ["gone", "old", "alone"], "what was deleted is not asked for again"
     place.clock.now += 370 * DAY
     retain(place.bench())
     assert place.runs.pages["new"] == kept
+    assert place.runs.texts == {}
 
 
 def test_old_lines_of_the_access_log_become_a_hole_and_cursors_stay_true(tmp_path: Path) -> None:

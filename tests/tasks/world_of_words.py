@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ from tests.tasks.model_server import chat_answer
 
 Answering = Callable[[str], str | Reply]
 """What a version answers to the user's last message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A version that reads the whole request."""
+
+    answer: Callable[[dict[str, Any]], str | Reply]
 
 
 class Words:
@@ -48,14 +56,18 @@ class Words:
         """Write the answers that people labelled."""
         (self.folder / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def judge(self, url: str) -> None:
-        """Have a judge."""
+    def chosen(self, rows: list[dict[str, Any]]) -> None:
+        """Write the pairs of answers of which people chose one."""
+        (self.folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def judge(self, url: str, *labels: str) -> None:
+        """Have a judge, checked on `labelled` answers, `labelled_pairs`, or both."""
         self._judge = {
             "judge": {
                 "api": {"url": url, "model": "judge", "retries": 0},
                 "rubric": "The colour is right.",
-                "labelled": str(self.folder / "labelled.jsonl"),
                 "min_labelled": 20,
+                **{name: str(self.folder / f"{name.removeprefix('labelled_')}.jsonl") for name in labels},
             }
         }
 
@@ -82,7 +94,7 @@ class Words:
             }
         )
 
-    def evaluate(self, *, candidate: Answering, champion: Answering | None) -> Verdict:
+    def evaluate(self, *, candidate: Answering | Asked, champion: Answering | None) -> Verdict:
         """Judge version 2 against version 1, both placed."""
         release: Any = _Release(self, candidate, champion)
         policy: Any = release.bench.policy.evaluation
@@ -97,7 +109,7 @@ class Words:
 class _Release:
     """What an evaluation uses of a release and its bench."""
 
-    def __init__(self, words: Words, candidate: Answering, champion: Answering | None) -> None:
+    def __init__(self, words: Words, candidate: Answering | Asked, champion: Answering | None) -> None:
         self.first = champion is None
         self.version = "2"
         self._candidate_machine = words.candidate_machine
@@ -135,8 +147,11 @@ class _Release:
         assert content_type == "application/json"
         assert timeout_s > 0
         document = json.loads(body)
-        assert (document["temperature"], document["seed"]) == (0, 0)
-        said = self._answering[slot](document["messages"][-1]["content"])
+        answering = self._answering[slot]
+        if isinstance(answering, Asked):
+            said = answering.answer(document)
+        else:
+            said = answering(document["messages"][-1]["content"])
         return said if isinstance(said, Reply) else Reply(200, Words.body(said), 10.0)
 
 

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from serving.capture.recorder import Recorded, Recorder, record_head, spool_line
 from serving.capture.segments import SegmentWriter, list_segments, purge_segments
-from serving.capture.spool import CursorInvalid, lost_segments, read_exchanges, unread_bytes
+from serving.capture.spool import (
+    CursorInvalid,
+    lost_segments,
+    newest_exchanges,
+    read_exchanges,
+    unread_bytes,
+)
 from tests.serving.capture.exchanges import record, recorder
 
 
@@ -48,6 +54,20 @@ def test_starts_at_now_and_follows(tmp_path: Path, spooling: Recorder) -> None:
     assert ids(folder, later)[0] == []
     spooling.close()
     assert ids(folder, later)[0] == []
+
+
+def test_the_newest_of_all_writers_are_found_from_the_end(tmp_path: Path) -> None:
+    """Two writers of four segments each; the even requests are one's, the odd ones the other's."""
+    folder = tmp_path / "spool"
+    writers = [SegmentWriter(folder, name, bytes_max=1, seconds_max=60) for name in ("a", "b")]
+    for number in range(8):
+        writers[number % 2].write(line(record(number)), number)
+    assert [one.request_id for one in newest_exchanges(folder, 3)] == ["r-5", "r-6", "r-7"]
+    (first, *_) = list_segments(folder)
+    (folder / first.filename).write_bytes(b"not read: three newer ones are enough\n")
+    assert [one.request_id for one in newest_exchanges(folder, 3)] == ["r-5", "r-6", "r-7"]
+    assert len(newest_exchanges(folder, 100)) == 7
+    assert newest_exchanges(tmp_path / "none", 3) == []
 
 
 def test_bytes_are_exact(tmp_path: Path) -> None:

@@ -3,22 +3,27 @@
     python -m tests.serving.llm.engine --model DIR --served-model-name N --host H --port P --middleware M ...
 
 A prompt says what it does: `slow` waits 200 ms a word, `slowest` half a minute for a whole answer, `fail`
-answers 500, `say a|b` answers these parts. A client that leaves counts as aborted; `/asked` shows the
-newest request. The model's folder is its version: answers repeat its name.
+answers 500, `say a|b` answers these parts. A request that must call a tool gets a call of the first or the
+named one. A client that leaves counts as aborted; `/asked` shows the newest request. The model's folder is
+its version: answers repeat its name.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import importlib
 import json
+import struct
+import uuid
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 WORDS = 12
+ARGUMENTS = ('{"order": ', '"A1', '7"', "}")
 
 
 class Engine:
@@ -60,18 +65,27 @@ class Engine:
                 await self.complete(path, receive, send)
             finally:
                 self.running -= 1
+        elif path == "/v1/embeddings":
+            asked = await self.read(receive)
+            if wrong := what_is_wrong(asked, path, self.served_name):
+                await self.reply(send, *wrong)
+            else:
+                await self.reply(send, 200, embeddings(asked, self.served_name))
         else:
             await self.reply(send, 404, {"error": {"message": "Not Found", "code": 404}})
 
-    async def complete(self, path: str, receive, send) -> None:
+    async def read(self, receive) -> dict[str, Any]:
         body = b""
         while True:
             message = await receive()
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
-        asked: dict[str, Any] = json.loads(body)
-        self.asked = asked
+        self.asked = json.loads(body)
+        return self.asked
+
+    async def complete(self, path: str, receive, send) -> None:
+        asked = await self.read(receive)
         text = json.dumps(asked.get("messages") or asked.get("prompt"))
         if "fail" in text:
             await self.reply(send, 500, {"error": {"message": "failed", "code": 500}})
@@ -81,7 +95,9 @@ class Engine:
         if wrong := what_is_wrong(asked, path, self.served_name):
             await self.reply(send, *wrong)
             return
+        name = tool_to_call(asked)
         words = words_to_say(asked, f"{self.model} ")
+        finish = "stop" if name is None else "tool_calls"
         if not asked.get("stream"):
             gone = asyncio.ensure_future(receive())
             done, _ = await asyncio.wait({gone}, timeout=30 if "slowest" in text else pause_s)
@@ -89,25 +105,24 @@ class Engine:
                 self.aborted += 1
                 return
             gone.cancel()
-            message = {"role": "assistant", "content": "".join(words)}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            message: dict[str, Any] = {"role": "assistant", "content": "".join(words)}
+            if name is not None:
+                message |= {"content": None, "tool_calls": [call(name, "".join(ARGUMENTS))]}
+            choice = {"index": 0, "message": message, "finish_reason": finish}
             whole = {"id": "x", "model": self.served_name, "choices": [choice], "usage": usage}
             await self.reply(send, 200, whole)
             return
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         gone = asyncio.ensure_future(receive())
-        for number, word in enumerate(words):
+        deltas = [{"content": word} for word in words] if name is None else call_in_parts(name)
+        for number, delta in enumerate(deltas):
             done, _ = await asyncio.wait({gone}, timeout=pause_s)
             if done:
                 self.aborted += 1
                 return
-            last = number == len(words) - 1
-            choice = {
-                "index": 0,
-                "delta": {"content": word},
-                "finish_reason": "stop" if last else None,
-            }
+            last = number == len(deltas) - 1
+            choice = {"index": 0, "delta": delta, "finish_reason": finish if last else None}
             await self.event(send, {"id": "x", "model": self.served_name, "choices": [choice]})
         if (asked.get("stream_options") or {}).get("include_usage"):
             await self.event(send, {"id": "x", "model": self.served_name, "choices": [], "usage": usage})
@@ -139,9 +154,52 @@ def what_is_wrong(asked: dict[str, Any], path: str, served_name: str) -> tuple[i
         return refusal(400, "BadRequestError", "1 validation error", "temperature")
     if (asked.get("max_tokens") or 0) > 4096:
         return refusal(400, "BadRequestError", "max_tokens is too large", "max_tokens")
+    if asked.get("tool_choice") and not asked.get("tools"):
+        return refusal(
+            400, "BadRequestError", "When using `tool_choice`, `tools` must be set.", "tool_choice"
+        )
     if path.endswith("/chat/completions") and not asked.get("messages"):
         return refusal(400, "BadRequestError", "messages is empty", "messages")
     return None
+
+
+def tool_to_call(asked: dict[str, Any]) -> str | None:
+    """The tool that a request says must be called: the named one, or the first of those it has."""
+    choice = asked.get("tool_choice")
+    if isinstance(choice, dict):
+        return choice["function"]["name"]
+    return asked["tools"][0]["function"]["name"] if choice == "required" else None
+
+
+def call(name: str, arguments: str) -> dict[str, Any]:
+    return {
+        "id": f"call-{uuid.uuid4().hex}",
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
+
+
+def call_in_parts(name: str) -> list[dict[str, Any]]:
+    """A call as it is streamed: its name, its arguments in pieces, and an end without any."""
+    rest = [{"index": 0, "function": {"arguments": piece}} for piece in ARGUMENTS]
+    return [*({"tool_calls": [one]} for one in ({"index": 0, **call(name, "")}, *rest)), {}]
+
+
+def embeddings(asked: dict[str, Any], served_name: str) -> dict[str, Any]:
+    """Vectors by the letters of the inputs, encoded as asked."""
+    texts = [asked["input"]] if isinstance(asked["input"], str) else asked["input"]
+    vectors = [[float(text.count(letter)) / 3 for letter in "aeiou"] for text in texts]
+    encoded = asked.get("encoding_format") == "base64"
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": base64.b64encode(struct.pack("<5f", *one)).decode() if encoded else one,
+        }
+        for index, one in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": len(texts), "total_tokens": len(texts)}
+    return {"object": "list", "model": served_name, "data": data, "usage": usage}
 
 
 def words_to_say(asked: dict[str, Any], otherwise: str) -> list[str]:

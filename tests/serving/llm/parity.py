@@ -16,6 +16,20 @@ ASKED: dict[str, Any] = {
     "temperature": 0,
 }
 TOOL = {"type": "function", "function": {"name": "find", "parameters": {"type": "object", "properties": {}}}}
+LOOK_UP = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "parameters": {
+            "type": "object",
+            "properties": {"order": {"type": "string", "enum": ["A17", "B4"]}},
+            "required": ["order"],
+            "additionalProperties": False,
+        },
+    },
+}
+_CALL: dict[str, Any] = {**ASKED, "max_tokens": 96, "tools": [LOOK_UP, TOOL]}
+_NAMED = {"type": "function", "function": {"name": "look_up"}}
 _TEXT: dict[str, Any] = {"model": NAME, "prompt": "Hello", "max_tokens": 5, "temperature": 0}
 
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -26,6 +40,14 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "text stream": ("text", {**_TEXT, "stream": True}),
     "tools": ("chat", {**ASKED, "tools": [TOOL], "tool_choice": "auto"}),
     "tools stream": ("chat", {**ASKED, "tools": [TOOL], "tool_choice": "auto", "stream": True}),
+    "tool required": ("chat", {**_CALL, "tool_choice": "required"}),
+    "tool required stream": ("chat", {**_CALL, "tool_choice": "required", "stream": True}),
+    "tool named": ("chat", {**_CALL, "tool_choice": _NAMED}),
+    "tool named stream": ("chat", {**_CALL, "tool_choice": _NAMED, "stream": True}),
+    "bad tool": ("chat", {**_CALL, "tools": None, "tool_choice": _NAMED}),
+    "vectors": ("vectors", {"model": NAME, "input": ["a parcel", "an order"]}),
+    "vectors as numbers": ("vectors", {"model": NAME, "input": "a parcel", "encoding_format": "float"}),
+    "vectors of unknown model": ("vectors", {"model": "nobody", "input": "a parcel"}),
     "several": ("chat", {**ASKED, "n": 2}),
     "several stream": ("chat", {**ASKED, "n": 2, "stream": True}),
     "unknown model": ("chat", {**ASKED, "model": "nobody"}),
@@ -45,21 +67,25 @@ def plain(document: Any) -> Any:
     return [plain(one) for one in document] if isinstance(document, list) else document
 
 
+def refused(error: openai.APIError) -> Any:
+    """An error as the client shows it; one that ends a stream has no status."""
+    return type(error).__name__, getattr(error, "status_code", None), plain(error.body)
+
+
 def outcomes(url: str, key: str) -> dict[str, Any]:
     """By the synchronous client; errors by their class, status and body."""
     with openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=120) as client:
-        kinds = {"chat": client.chat.completions, "text": client.completions}
+        kinds = {"chat": client.chat.completions, "text": client.completions, "vectors": client.embeddings}
         found: dict[str, Any] = {"models": [model.id for model in client.models.list()]}
         for name, (kind, asked) in REQUESTS.items():
             try:
                 got: Any = kinds[kind].create(**asked)
-            except openai.APIStatusError as error:
-                found[name] = (type(error).__name__, error.status_code, plain(error.body))
-                continue
-            is_stream = isinstance(got, openai.Stream)
-            found[name] = (
-                [plain(chunk.model_dump()) for chunk in got] if is_stream else plain(got.model_dump())
-            )
+                is_stream = isinstance(got, openai.Stream)
+                found[name] = (
+                    [plain(chunk.model_dump()) for chunk in got] if is_stream else plain(got.model_dump())
+                )
+            except openai.APIError as error:
+                found[name] = refused(error)
         return found
 
 
@@ -68,19 +94,36 @@ def outcomes_async(url: str, key: str) -> dict[str, Any]:
 
     async def run() -> dict[str, Any]:
         async with openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=120) as client:
-            kinds = {"chat": client.chat.completions, "text": client.completions}
+            kinds = {
+                "chat": client.chat.completions,
+                "text": client.completions,
+                "vectors": client.embeddings,
+            }
 
             async def one(kind: str, asked: dict[str, Any]) -> Any:
                 try:
                     got: Any = await kinds[kind].create(**asked)
-                except openai.APIStatusError as error:
-                    return type(error).__name__, error.status_code, plain(error.body)
-                if isinstance(got, openai.AsyncStream):
-                    return [plain(chunk.model_dump()) async for chunk in got]
-                return plain(got.model_dump())
+                    if isinstance(got, openai.AsyncStream):
+                        return [plain(chunk.model_dump()) async for chunk in got]
+                    return plain(got.model_dump())
+                except openai.APIError as error:
+                    return refused(error)
 
-            names = [name for name in REQUESTS if "stream" in name or "bad" in name or "unknown" in name]
+            words = ("stream", "bad", "unknown", "tool", "vectors")
+            names = [name for name in REQUESTS if any(word in name for word in words)]
             found = await asyncio.gather(*(one(*REQUESTS[name]) for name in names))
             return dict(zip(names, found, strict=True))
 
     return asyncio.run(run())
+
+
+def called(outcome: Any) -> tuple[str, str, str]:
+    """Name and arguments of the tool call that an answer makes, and why it ended."""
+    if not isinstance(outcome, list):
+        (choice,) = outcome["choices"]
+        calls = choice["message"]["tool_calls"]
+        return calls[0]["function"]["name"], calls[0]["function"]["arguments"], choice["finish_reason"]
+    choices = [choice for chunk in outcome for choice in chunk["choices"]]
+    parts = [one["function"] for choice in choices for one in choice["delta"]["tool_calls"] or ()]
+    name = "".join(part["name"] or "" for part in parts)
+    return name, "".join(part["arguments"] or "" for part in parts), choices[-1]["finish_reason"]

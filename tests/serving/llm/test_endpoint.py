@@ -18,8 +18,8 @@ from serving.slots import SlotFiles
 from tests.serving.gateway.lab import eventually
 from tests.serving.llm.bare import await_models, bare_engine
 from tests.serving.llm.conftest import ENGINE, NAME, Chat, chat_policy, put_version
-from tests.serving.llm.engine import WORDS
-from tests.serving.llm.parity import outcomes, outcomes_async
+from tests.serving.llm.engine import ARGUMENTS, WORDS
+from tests.serving.llm.parity import called, outcomes, outcomes_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chat")]
 
@@ -44,8 +44,15 @@ def test_the_gateway_behaves_as_an_engine_by_itself(chat: Chat, tmp_path: Path) 
     with bare_engine(ENGINE, weights, NAME, tmp_path / "engine.log") as url:
         await_models(url, 30)
         ours, theirs = (str(chat.client.base_url), chat.lab.key), (url, "none")
-        assert outcomes(*ours) == outcomes(*theirs)
-        assert outcomes_async(*ours) == outcomes_async(*theirs)
+        seen, seen_async = outcomes(*ours), outcomes_async(*ours)
+        assert seen == outcomes(*theirs)
+        assert seen_async == outcomes_async(*theirs)
+    for found in (seen, seen_async):
+        for name in ("tool required", "tool required stream", "tool named", "tool named stream"):
+            assert called(found[name]) == ("look_up", '{"order": "A17"}', "tool_calls")
+        assert len(found["tool named stream"]) > len(ARGUMENTS), "in as many pieces as the engine sent"
+        assert len(found["vectors"]["data"][1]["embedding"]) == 5
+        assert found["bad tool"][:2] == ("BadRequestError", 400)
 
 
 def test_a_client_that_did_not_ask_for_usage_gets_none(chat: Chat) -> None:
