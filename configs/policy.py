@@ -286,19 +286,24 @@ class Policy(Section):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is allowed but weakens the evidence, in words."""
+        """What is allowed but weakens the evidence, or costs time, in words."""
+        found: list[str] = []
+        if self.serving.is_llm and self.platform == "local" and not self.serving.vllm.tells_gauges:
+            found.append(
+                "serving.vllm has disable-log-stats: a replica that stops cannot tell when its streams have "
+                f"ended, and takes serving.stream_timeout_s ({self.serving.stream_timeout_s:g} s)"
+            )
         count = {
             "local": _REPLICAS_FEW,  # both versions run on the same machine: its noise is shared
             "sagemaker": self.sagemaker.instances if self.sagemaker else 0,
             "vertex": self.vertex.autoscale.min_replicas if self.vertex else 0,
         }[self.platform]
-        if count >= _REPLICAS_FEW:
-            return ()
-        text = (
-            f"only {count} of its own hosts for each version: a noisy host looks like a bad version; "
-            f"{_REPLICAS_FEW} or more average it out ({self.platform})"
-        )
-        return (text,)
+        if count < _REPLICAS_FEW:
+            found.append(
+                f"only {count} of its own hosts for each version: a noisy host looks like a bad version; "
+                f"{_REPLICAS_FEW} or more average it out ({self.platform})"
+            )
+        return tuple(found)
 
     @model_validator(mode="after")
     def _possible(self) -> Policy:
@@ -345,6 +350,8 @@ def _lacking(policy: Policy) -> list[str]:
             f"prompt needs platform: local; on {policy.platform} nothing of ours stands before the model to "
             "add it"
         )
+    if policy.serving.engine.is_set and policy.platform != "local":
+        found.append("serving.engine needs platform: local: elsewhere no engine's gauges can be read")
     if policy.canary.quality is not None and policy.labels is None:
         found.append("canary.quality needs a section `labels:`, which says where the truth comes from")
     if policy.canary.quality is not None and policy.platform != "local":

@@ -16,6 +16,7 @@ from configs.section import Section
 
 Runtime = Literal["pyfunc", "vllm", "api"]
 Provider = Literal["openai", "anthropic", "vertex", "bedrock", "compatible"]
+_NO_GAUGES = "disable-log-stats"
 
 
 class Vllm(Section):
@@ -53,6 +54,12 @@ class Vllm(Section):
         default_factory=dict,
         description="More of vLLM's options: max-num-seqs: 64 becomes --max-num-seqs 64; true: a bare flag.",
     )
+
+    @property
+    def tells_gauges(self) -> bool:
+        """Whether vLLM writes its gauges to `/metrics`: ramp and drain go by them."""
+        told = {name.replace("_", "-") for name, value in self.options.items() if value is not False}
+        return _NO_GAUGES not in told and f"--{_NO_GAUGES}" not in self.command
 
 
 class Price(Section):
@@ -128,10 +135,18 @@ class Api(Section):
 
 
 class EngineLimits(Section):
-    """Above one of these (at any replica of the candidate) the ramp goes no further."""
+    """Above one of these (at any replica of the candidate) the ramp goes no further, and nothing is promoted.
+
+    A replica that does not tell its gauges counts as above.
+    """
 
     waiting: int | None = Field(default=None, ge=0, description="Most requests that wait inside the engine.")
     kv_cache: float | None = Field(default=None, gt=0, le=1, description="Most of the KV cache in use.")
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is any limit."""
+        return self.waiting is not None or self.kv_cache is not None
 
 
 class Serving(Section):
@@ -175,6 +190,13 @@ class Serving(Section):
             )
         if self.guards.is_active and not self.is_llm:
             raise ValueError("serving.guards is for language models: set serving.runtime to vllm or api")
+        if self.engine.is_set and not self.is_llm:
+            raise ValueError("serving.engine is for language models: set serving.runtime to vllm or api")
+        if self.engine.is_set and not self.vllm.tells_gauges:
+            raise ValueError(
+                f"serving.engine limits gauges that {_NO_GAUGES} takes away: leave it out of serving.vllm, "
+                "or leave out serving.engine"
+            )
         return self
 
     @property

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -190,17 +191,22 @@ class LocalEndpoint:
             )
         return Observations(frame, part.cursor, dict(in_flight))
 
-    def engines(self) -> dict[Slot, dict[str, EngineGauges]]:
-        """The engines' gauges of each slot by replica; those that do not tell are left out."""
+    def engines(self) -> dict[Slot, dict[str, EngineGauges | None]]:
+        """The engines' gauges of each slot by replica; None of one that does not tell.
+
+        All are asked at once: those that hang together must not hold a look up for longer than one does.
+        """
         from serving.llm.engine import read_engine
 
-        found: dict[Slot, dict[str, EngineGauges]] = {}
-        for slot in Slot if self._policy.serving.is_llm else ():
-            record = self._slots.read(self.name, slot)
-            read = {
-                one.name: read_engine(self._direct, one.port) for one in (record.replicas if record else ())
-            }
-            found[slot] = {name: gauges for name, gauges in read.items() if gauges is not None}
+        records = [self._slots.read(self.name, slot) for slot in Slot if self._policy.serving.is_llm]
+        placed = [(record.slot, one) for record in records if record for one in record.replicas]
+        found: dict[Slot, dict[str, EngineGauges | None]] = {
+            slot: {} for slot in Slot if self._policy.serving.is_llm
+        }
+        with ThreadPoolExecutor(max(1, len(placed))) as threads:
+            read = threads.map(lambda one: read_engine(self._direct, one[1].port), placed)
+            for (slot, replica), gauges in zip(placed, read, strict=True):
+                found[slot][replica.name] = gauges
         return found
 
     def guard_counts(self) -> dict[Slot, dict[str, int]]:

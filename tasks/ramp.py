@@ -8,12 +8,13 @@ else, so a loop that hangs or dies gives the traffic back by doing nothing.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from configs.policy import LOOKS_MAX, Canary
 from evals.canary import CanaryJudge
 from evals.decisions import Decision, decide, unresolved
 from evals.looks import LatencyThresholds, StoredLook
+from evals.ramp import NextStep
 from evals.verdict import Outcome, Verdict
 from serving.endpoint import Slot
 from serving.errors import LeaseExpired, TransientError
@@ -79,14 +80,15 @@ def run_canary(release: Release, row: EndpointRow) -> Verdict:
                     return ramp.rejected
             decision = _look(release, ramp)
             verdict = decision.look.verdict
-            if verdict.outcome is not Outcome.INCONCLUSIVE and not (verdict.passed and is_paused):
+            busy = _engines_object(release, ramp, decision)
+            if verdict.outcome is not Outcome.INCONCLUSIVE and not (verdict.passed and (is_paused or busy)):
                 return verdict
             if ramp.number >= LOOKS_MAX:
                 return unresolved(verdict, ramp.number)
-            if decision.following is not None and not is_paused:
-                _advance(release, ramp, decision)
+            if decision.following is not None and not is_paused and not busy:
+                _advance(release, ramp, decision.following)
             _grant(release, ramp)
-            _ask_human_when_stalled(release, ramp, verdict)
+            _ask_human_when_stalled(release, ramp, replace(verdict, reason=busy) if busy else verdict)
             ramp.trouble_since = None
         except LeaseExpired as error:
             _re_enter(release, ramp, error)
@@ -310,15 +312,20 @@ def _bear(release: Release, ramp: _Ramp, error: TransientError) -> None:
     _LOG.warning("HOLD: %s", error)
 
 
-def _advance(release: Release, ramp: _Ramp, decision: Decision) -> None:
-    """Take the largest step whose worst case the policy's error budget allows, or stay and say why."""
-    now, canary = release.bench.clock(), release.bench.policy.canary
+def _engines_object(release: Release, ramp: _Ramp, decision: Decision) -> str:
+    """Why the engines hold the next step, or the promotion; "" where they do not, or none of both is due."""
+    if decision.following is None and not decision.look.verdict.passed:
+        return ""
     busy = engine_objection(release, ramp.slot, step=ramp.number)
     if busy:
-        release.progress({**release.row.progress, "advance": f"HOLD: {busy}"})
-        return
-    chosen = decision.following
-    assert chosen is not None
+        hold = f"HOLD: {busy}"
+        release.progress({**release.row.progress, "reason": hold, "advance": hold})
+    return busy
+
+
+def _advance(release: Release, ramp: _Ramp, chosen: NextStep) -> None:
+    """Take the largest step whose worst case the policy's error budget allows, or stay and say why."""
+    now, canary = release.bench.clock(), release.bench.policy.canary
     if chosen.step is None:
         if ramp.step < len(canary.steps) - 1:
             release.progress({**release.row.progress, "advance": f"HOLD: {chosen.reason}"})

@@ -111,8 +111,11 @@ class Launcher:
         spec.ready_file.unlink(missing_ok=True)
         began = time.monotonic()
         while (waited_s := time.monotonic() - began) < spec.drain_s:
+            if self._engine is not None and self._engine.poll() is not None:
+                return
             gauges = read_engine(self._direct, spec.port)
-            if waited_s >= spec.lame_duck_s and (gauges is None or gauges.running + gauges.waiting == 0):
+            # an engine that is too busy to tell is not drained
+            if waited_s >= spec.lame_duck_s and gauges is not None and gauges.running + gauges.waiting == 0:
                 return
             time.sleep(_POLL_S)
         logger.warning("Requests were not finished within %g s", spec.drain_s)
