@@ -32,6 +32,12 @@ class Retention(Section):
         ge=3600,
         description="Logs of programs that nobody wrote to for this long; null: for ever.",
     )
+    models_s: float | None = Field(
+        default=14 * DAY_S,
+        ge=DAY_S,
+        description="Local copies of models and weights that no slot of any endpoint held or asked for this "
+        "long. All endpoints share them: the longest time counts; null: for ever.",
+    )
     reports_s: float | None = Field(
         default=365 * DAY_S,
         ge=DAY_S,

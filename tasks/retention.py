@@ -28,6 +28,8 @@ from serving.gateway.log_erasing import erase_before, hide_users, logged_tenants
 from serving.gateway.places import access_log_path
 from serving.journal import Journal
 from serving.labels import LabelBook
+from serving.model_cache import sweep_models
+from serving.slots import SlotFiles
 from tasks.bench import Bench
 from tasks.runs import TrackingRefused
 from tasks.trail import DIFFERENCES
@@ -140,6 +142,31 @@ def retain_logs(settings: Settings, names: list[str], *, now: float) -> str:
         if erased or files:
             journal.record("", DELETED, who=_WHO, now=now, access_log_bytes=erased, log_files=files)
     return f"logs: {erased:,} bytes of the access log and {files} log files were too old"
+
+
+def retain_models(settings: Settings, names: list[str], *, now: float) -> str:
+    """Remove the local copies of models and weights that no slot holds, and that nobody used for long.
+
+    The longest time that any policy asks for counts; one that cannot be read keeps everything.
+    """
+    from serving.llm.source import weights_key
+    from serving.replica.loading import cached_keys
+
+    try:
+        times = [load_policy(settings.policy_path(name)).retention.models_s for name in names]
+    except ConfigError as error:
+        return f"models: kept, a policy cannot be read: {error}"
+    limits = [one for one in times if one is not None]
+    if not limits or len(limits) < len(times):
+        return "models: kept, for a policy says so, or there is none"
+    cache_dir = settings.state / "models"
+    held = cached_keys(cache_dir, {record.uri for record in SlotFiles(settings).every()})
+    held |= {weights_key(cache_dir / key) for key in held}
+    swept = sweep_models(cache_dir, held=held, before=now - max(limits), now=now)
+    if swept.names:
+        with closing(Journal(settings.journal)) as journal:
+            journal.record("", DELETED, who=_WHO, now=now, models=list(swept.names), model_bytes=swept.size)
+    return f"models: {len(swept.names)} copies ({swept.size:,} bytes) were not used for long"
 
 
 def forget_user(bench: Bench, user: str, *, tenant: str = "", who: str) -> Forgotten:

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from configs.settings import Settings
 from tasks.bench import Bench
-from tasks.retention import retain, retain_logs
+from tasks.retention import retain, retain_logs, retain_models
 from tasks.sweeping import endpoints_to_sweep
 
 
@@ -23,6 +23,12 @@ def retain_endpoint(endpoint: str) -> str:
 def retain_shared_logs() -> str:
     """Delete old lines of the access log, and old program logs."""
     return retain_logs(Settings(), endpoints_to_sweep(), now=time.time())
+
+
+@task(name="retain models", cache_policy=NO_CACHE)
+def retain_shared_models() -> str:
+    """Remove local copies of models and weights that nobody used for long."""
+    return retain_models(Settings(), endpoints_to_sweep(), now=time.time())
 
 
 def endpoints_to_retain() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from serving.capture.erasing import erase_users
 from serving.capture.reader import compact, read_captures
 from serving.capture.recorder import Recorder
 from serving.capture.spool import read_exchanges
+from serving.endpoint import Slot
 from serving.gateway.access_log import AccessLog
 from serving.gateway.identity import HMAC_CHARS, user_hmac, user_key
 from serving.gateway.keys import Keys
@@ -26,9 +28,10 @@ from serving.gateway.log_erasing import erase_before
 from serving.gateway.places import access_log_path
 from serving.labels import LabelBook
 from serving.records import ReleaseState
+from serving.slots import SlotFiles, SlotRecord
 from tasks.bench import Bench
 from tasks.labels import take_file
-from tasks.retention import DELETED, FORGOTTEN, forget_user, retain, retain_logs
+from tasks.retention import DELETED, FORGOTTEN, forget_user, retain, retain_logs, retain_models
 from tasks.runs import TrackingRefused, TrackingUnavailable
 from tasks.trail import DIFFERENCES
 from tests.serving.capture.exchanges import record, recorder
@@ -287,6 +290,38 @@ def test_logs_stay_as_long_as_any_policy_says(place: Place) -> None:
     place.settings.policy_path("broken").write_text("endpoint: [")
     assert "kept" in retain_logs(place.settings, ["flights", "broken"], now=NOW + 900 * DAY)
     assert len(place.requests()) == 30
+
+
+def test_models_that_no_slot_holds_go_with_a_line_in_the_trail(place: Place) -> None:
+    place.settings.policy_dir.mkdir()
+    for name, kept_s in (("flights", 2 * DAY), ("others", 20 * DAY)):
+        values = place.policy.model_dump(mode="json") | {"endpoint": name, "retention": {"models_s": kept_s}}
+        place.settings.policy_path(name).write_text(json.dumps(values))
+    cache = place.settings.state / "models"
+    weights = "weights-" + hashlib.sha256(b"s3://bucket/llama").hexdigest()[:32]
+    for name in ("m-1", "m-2", weights):
+        (cache / name).mkdir(parents=True)
+    (cache / "m-1" / "MLmodel").write_text("metadata: {interlock: {weights: 's3://bucket/llama'}}")
+    (cache / ".note.json").write_text(json.dumps({"uri": "models:/late/7", "key": "m-1"}))
+    for path in cache.iterdir():
+        os.utime(path, (NOW - 10 * DAY, NOW - 10 * DAY))
+    record = SlotRecord("elsewhere", Slot.BLUE, "7", "models:/late/7", ())
+    SlotFiles(place.settings).write(record)
+
+    def left(names: list[str], now: float) -> set[str]:
+        retain_models(place.settings, names, now=now)
+        return {path.name for path in cache.iterdir() if path.is_dir()}
+
+    assert left(["flights", "others"], NOW) == {"m-1", "m-2", weights}, "others keeps them for 20 days"
+    assert left(["flights"], NOW) == {"m-1", weights}, "a slot of any endpoint holds a model and its weights"
+    (trail,) = place.bench().journal.audit("", what=(DELETED,))
+    assert trail.details["models"] == ["m-2"]
+    SlotFiles(place.settings).delete("elsewhere", Slot.BLUE)
+    assert left(["flights"], NOW + DAY) == {"m-1", weights}, "its time begins when no slot holds it"
+    assert left(["flights"], NOW + 3 * DAY) == set()
+    (cache / "m-9").mkdir()
+    place.settings.policy_path("broken").write_text("endpoint: [")
+    assert left(["flights", "broken"], NOW + 900 * DAY) == {"m-9"}
 
 
 def test_a_release_under_way_keeps_its_lines(place: Place) -> None:
