@@ -53,12 +53,14 @@ class Launcher:
         write_private(spec.capture_file, json.dumps(capture_document(spec, "vllm")))
         vllm = spec.serving.vllm
         claim = claim_gpus(
-            vllm.device, vllm.gpus_per_replica or vllm.tensor_parallel, folder=spec.state_dir / "llm" / "gpus"
+            vllm.device,
+            vllm.gpus_per_replica or vllm.tensor_parallel,
+            folder=spec.state_dir / "llm" / "gpus",
+            environ=os.environ,
         )
         command = vllm_command(spec, self._source, claim)
-        logger.info(
-            "Starting %s on %s", " ".join(command), f"GPUs {claim.indexes}" if claim.indexes else "CPU"
-        )
+        where = f"GPUs {', '.join(claim.devices)}" if claim.devices else "CPU"
+        logger.info("Starting %s on %s", " ".join(command), where)
         try:
             self._engine = subprocess.Popen(
                 command, env=vllm_environment(spec, claim, os.environ), pass_fds=claim.locks
