@@ -30,7 +30,8 @@ class Retention(Section):
     logs_s: float | None = Field(
         default=14 * DAY_S,
         ge=3600,
-        description="Logs of programs that nobody wrote to for this long; null: for ever.",
+        description="Logs of programs that nobody wrote to for this long; null: for ever. What is written to "
+        "is cut at 50 MB either way.",
     )
     models_s: float | None = Field(
         default=14 * DAY_S,

@@ -30,6 +30,7 @@ from serving.journal import Journal
 from serving.labels import LabelBook
 from serving.model_cache import sweep_models
 from serving.slots import SlotFiles
+from serving.supervision import bound_log
 from tasks.bench import Bench
 from tasks.runs import TrackingRefused
 from tasks.trail import DIFFERENCES
@@ -116,8 +117,11 @@ def retain(bench: Bench) -> Deleted:
 def retain_logs(settings: Settings, names: list[str], *, now: float) -> str:
     """Delete what all endpoints share: old lines of the access log, logs that nobody writes to.
 
-    The longest time that any policy asks for counts; one that cannot be read keeps everything.
+    The longest time that any policy asks for counts; one that cannot be read keeps everything. A large log
+    of a program that runs keeps its end only, whatever the policies say.
     """
+    for path in settings.logs_dir.glob("*.log"):
+        bound_log(path)
     try:
         policies = [load_policy(settings.policy_path(name)).retention for name in names]
     except ConfigError as error:

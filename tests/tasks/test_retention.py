@@ -292,6 +292,16 @@ def test_logs_stay_as_long_as_any_policy_says(place: Place) -> None:
     assert len(place.requests()) == 30
 
 
+def test_a_large_log_of_a_program_that_runs_keeps_its_end(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path)
+    settings.logs_dir.mkdir(parents=True)
+    with (settings.logs_dir / "large.log").open("wb") as log:
+        log.truncate(60_000_000)
+    retain_logs(settings, [], now=NOW)
+    kept = {path.name: path.stat().st_size for path in settings.logs_dir.iterdir()}
+    assert kept == {"large.log": 0, "large.log.1": 50_000_000}
+
+
 def test_models_that_no_slot_holds_go_with_a_line_in_the_trail(place: Place) -> None:
     place.settings.policy_dir.mkdir()
     for name, kept_s in (("flights", 2 * DAY), ("others", 20 * DAY)):
