@@ -314,7 +314,7 @@ class Policy(Section):
         }
         found = [*rules[self.platform](self), *_lacking(self)]
         if found:
-            raise ValueError("; ".join(found))
+            raise ValueError("\n".join(found))
         return self
 
 
@@ -339,7 +339,7 @@ def _lacking(policy: Policy) -> list[str]:
         found.append("capture.spool.personal needs capture.personal, which says what is taken out")
     if policy.capture.personal and policy.platform != "local":
         found.append("capture.personal needs platform: local: elsewhere no process of ours records")
-    found += _rehearsal_lacks(policy)
+    found += [*_rehearsal_lacks(policy), *_words_lack(policy)]
     guards = policy.serving.guards
     if guards.is_active and (policy.platform != "local" or not policy.serving.is_llm):
         found.append("serving.guards needs platform: local and serving.runtime vllm or api")
@@ -356,8 +356,11 @@ def _lacking(policy: Policy) -> list[str]:
         found.append("canary.quality needs a section `labels:`, which says where the truth comes from")
     if policy.canary.quality is not None and policy.platform != "local":
         found.append("canary.quality needs platform: local: elsewhere requests are only counted")
-    if policy.watch.measures and policy.platform != "local":
-        found.append("watch.measures needs platform: local: elsewhere requests are only counted")
+    for key, measures in (("canary", policy.canary.measures), ("watch", policy.watch.measures)):
+        if measures and policy.platform != "local":
+            found.append(f"{key}.measures needs platform: local: elsewhere requests are only counted")
+        elif measures and not policy.serving.is_llm:
+            found.append(f"{key}.measures are of language models: set serving.runtime to vllm or api")
     if policy.platform != "local":
         captured = {"drift": policy.drift, "labels": policy.labels, "watch.quality": policy.watch.quality}
         found += [
@@ -365,6 +368,21 @@ def _lacking(policy: Policy) -> list[str]:
             for key, wanted in captured.items()
             if wanted is not None
         ]
+    return found
+
+
+def _words_lack(policy: Policy) -> list[str]:
+    """What the sections about language models ask of one another."""
+    found: list[str] = []
+    text, evaluation = policy.shadow.text, policy.evaluation
+    judge = evaluation.judge if isinstance(evaluation, Generation) else None
+    if text is not None and text.judge_apart and judge is None:
+        found.append("shadow.text.judge_apart needs evaluation.judge, which says who judges")
+    served = policy.serving.served_name or policy.endpoint
+    if served in policy.serving.vllm.lora:
+        found.append(
+            f"serving.vllm.lora names an adapter {served}, as clients call the model: name it otherwise"
+        )
     return found
 
 

@@ -54,7 +54,7 @@ class Launcher:
         vllm = spec.serving.vllm
         claim = claim_gpus(
             vllm.device,
-            vllm.gpus_per_replica or vllm.tensor_parallel,
+            vllm.gpus,
             folder=spec.state_dir / "llm" / "gpus",
             environ=os.environ,
         )

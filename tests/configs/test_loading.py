@@ -33,7 +33,10 @@ def write(folder: Path, text: str, name: str = "flights.yaml") -> Path:
 def problems(folder: Path, text: str, name: str = "flights.yaml") -> dict[str, str]:
     with pytest.raises(PolicyInvalid) as caught:
         load_policy(write(folder, text, name))
-    return {problem.key: str(problem) for problem in caught.value.problems}
+    found: dict[str, str] = {}
+    for problem in caught.value.problems:
+        found[problem.key] = "\n".join(filter(None, (found.get(problem.key), str(problem))))
+    return found
 
 
 def test_a_valid_file_becomes_a_policy(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_full_engines_and_engines_that_do_not_tell_hold_every_step_and_the_promo
         seconds[share] += 1
         gauges[0] = trouble[share] if share in trouble and seconds[share] < 60 else EngineGauges(1, 0, 0.1)
         reason = str(world.newest().progress.get("reason", ""))
-        if reason.startswith("HOLD"):
+        if reason.startswith("HOLD: replica-1"):
             said[share].add(reason)
 
     world.on_second = hold_for_a_minute
