@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from configs.policy import Policy
@@ -198,13 +199,13 @@ class LocalEndpoint:
         """
         from serving.llm.engine import read_engine
 
-        records = [self._slots.read(self.name, slot) for slot in Slot if self._policy.serving.is_llm]
+        if not self._policy.serving.is_llm:
+            return {}
+        records = [self._slots.read(self.name, slot) for slot in Slot]
         placed = [(record.slot, one) for record in records if record for one in record.replicas]
-        found: dict[Slot, dict[str, EngineGauges | None]] = {
-            slot: {} for slot in Slot if self._policy.serving.is_llm
-        }
+        found: dict[Slot, dict[str, EngineGauges | None]] = {slot: {} for slot in Slot}
         with ThreadPoolExecutor(max(1, len(placed))) as threads:
-            read = threads.map(lambda one: read_engine(self._direct, one[1].port), placed)
+            read = threads.map(partial(read_engine, self._direct), [one.port for _, one in placed])
             for (slot, replica), gauges in zip(placed, read, strict=True):
                 found[slot][replica.name] = gauges
         return found

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from configs.policy import Policy
 from configs.serving_runtime import EngineLimits
+from configs.settings import Settings
+from serving.endpoint import Slot
 from serving.llm.engine import EngineGauges, parse_engine
+from serving.local import LocalEndpoint
+from serving.slots import SlotFiles, SlotRecord, SlotReplica
+from serving.supervision import Supervisor
 from tasks.engines import objection
+from tests.configs.policies import valid_content
+from tests.serving.stack.conftest import free_ports
 
 BUSY: dict[str, EngineGauges | None] = {
     "replica-1": EngineGauges(3, 0, 0.2),
@@ -61,3 +71,12 @@ WHOLE = (
 )
 def test_gauges_are_known_whole_or_not_at_all(text: str, gauges: EngineGauges | None) -> None:
     assert parse_engine(text) == gauges
+
+
+def test_a_replica_that_is_not_there_tells_nothing_and_is_not_left_out(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path)
+    replicas = tuple(SlotReplica(f"replica-{port}", port) for port in free_ports(2))
+    SlotFiles(settings).write(SlotRecord("support", Slot.GREEN, "2", "models:/m-2", replicas, ready=True))
+    policy = Policy.model_validate(valid_content() | {"serving": {"runtime": "vllm"}})
+    endpoint = LocalEndpoint("support", policy, settings, Supervisor(settings))
+    assert endpoint.engines() == {Slot.BLUE: {}, Slot.GREEN: dict.fromkeys([one.name for one in replicas])}
