@@ -32,6 +32,8 @@ def test_replicas_that_start_together_fetch_once(tmp_path: Path) -> None:
 
     def download(into: Path) -> str:
         asked.append(into)
+        with (tmp_path / ".weights-1.lock").open("w") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # whoever comes now waits
         (into / "llama").mkdir()
         return str(into / "llama")
 
@@ -74,10 +76,10 @@ def test_copies_that_no_slot_holds_go_after_their_time(tmp_path: Path) -> None:
 
 
 def test_a_copy_that_is_opened_just_now_stays(tmp_path: Path) -> None:
-    old = put(tmp_path / "m-1", age_s=90 * DAY)
+    old = put(tmp_path / "m-1", age_s=9000 * DAY)
     with (tmp_path / ".m-1.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert sweep_models(tmp_path, held=(), before=NOW - DAY, now=NOW).names == ()
     assert fetch_once(tmp_path, "m-1", lambda _: pytest.fail("it is there")) == old
-    assert sweep_models(tmp_path, held=(), before=old.stat().st_mtime - 1, now=NOW).names == ()
+    assert sweep_models(tmp_path, held=(), before=NOW - 5000 * DAY, now=NOW).names == ()
     assert (old / "weights").exists()
