@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.section import Probability, Section
+from configs.section import URL_PATTERN, Probability, Section
 
 ScorerKind = Literal[
     "exact_match",
@@ -33,7 +33,7 @@ LESS_IS_BETTER = frozenset({"latency_ms", "tokens_out", "cost"})
 class Api(Section):
     """A model behind an OpenAI-compatible API: a provider's, or a server of one's own."""
 
-    url: str = Field(pattern=r"^https?://", description="Base URL, up to and including /v1.")
+    url: str = Field(pattern=URL_PATTERN, description="Base URL, up to and including /v1.")
     model: str = Field(min_length=1, description="The model's name there.")
     key: str | None = Field(
         default=None,
@@ -141,6 +141,11 @@ class Scorer(Section):
             raise ValueError("json_schema goes with kind json_schema, and it needs one")
         if self.min is None and self.max is None and self.margin is None:
             raise ValueError(f"{self.metric}: without min, max or margin it decides nothing")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"{self.metric}: nothing is at least {self.min:g} and at most {self.max:g}")
+        beyond = [one for one in (self.min, self.max) if one is not None and not 0 <= one <= 1]
+        if beyond and self.kind not in LESS_IS_BETTER:
+            raise ValueError(f"{self.metric}: scores are between 0 and 1, {beyond[0]:g} is none")
         if self.kind == "pairwise" and self.margin is None:
             raise ValueError("pairwise compares with the champion: it needs a margin")
         return self

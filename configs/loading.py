@@ -22,10 +22,18 @@ from configs.errors import (
 )
 from configs.keys import key_path, nearest_key, section_at, without_tags
 from configs.policy import Policy
+from configs.section import NAME_PATTERN, URL_PATTERN, VARIABLE_PATTERN
 from configs.settings import Settings
 
 _LOOK = "interlock policy-keys prints every key; interlock validate checks the file again"
 _FILE_BYTES_MAX = 1_000_000
+_PATTERNS = {
+    NAME_PATTERN: "must start with a lowercase letter and go on with lowercase letters, digits and dashes, "
+    "40 in all at most",
+    URL_PATTERN: "must start with http:// or https://",
+    VARIABLE_PATTERN: "must be the name of an environment variable: letters, digits and _",
+}
+"""What a text must be like, in words."""
 
 
 def load_policy(path: Path) -> Policy:
@@ -52,7 +60,8 @@ def load_policy(path: Path) -> Policy:
     try:
         policy = Policy.model_validate(content)
     except ValidationError as error:
-        problems += [_problem(details, root) for details in error.errors(include_url=False)]
+        for details in error.errors(include_url=False):
+            problems += _problems(details, root)
         if not any(problem.key == "endpoint" for problem in problems):
             problems += _stem_problem(path, cast("Mapping[str, Any]", content), root)
         raise PolicyInvalid(path, _in_order(problems), _LOOK) from error
@@ -132,13 +141,17 @@ def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
 
 def _read(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file():
+            reason = Problem("", "it is a folder" if path.is_dir() else "it is no file")
+            raise PolicyNotFound(path, (reason,), "name the file: ENDPOINT.yaml")
         if path.stat().st_size > _FILE_BYTES_MAX:
             raise PolicyInvalid(path, (Problem("", "it is larger than 1 MB"),), "check the file name")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise PolicySyntaxError(path, (Problem("", "it is not UTF-8 text"),), "save it as UTF-8") from error
     except OSError as error:
-        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.yaml")], n=1)
+        files = [other.name for other in path.parent.glob("*.yaml") if other.is_file()]
+        near = difflib.get_close_matches(path.name, files, n=1)
         hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
         reason = Problem("", f"{(error.strerror or str(error)).lower()}{hint}")
         raise PolicyNotFound(path, (reason,), "check the path, or set INTERLOCK_POLICY_DIR") from error
@@ -149,11 +162,17 @@ def _syntax_problem(error: yaml.YAMLError) -> Problem:
         mark = error.problem_mark or error.context_mark
         said = " ".join(filter(None, (error.context, error.problem)))
         return Problem("", f"not YAML: {said}", mark.line + 1 if mark else None)
-    return Problem("", f"not YAML: {error}")
+    return Problem("", f"not YAML: {' '.join(str(error).split())}")
 
 
-def _repeated_keys(node: yaml.Node, location: tuple[str | int, ...] = ()) -> Iterator[Problem]:
-    """YAML itself lets the last of several equal keys win, silently."""
+def _repeated_keys(
+    node: yaml.Node, location: tuple[str | int, ...] = (), seen: set[int] | None = None
+) -> Iterator[Problem]:
+    """YAML itself lets the last of several equal keys win, silently. `seen`: aliases may lead in a circle."""
+    seen = set() if seen is None else seen
+    if id(node) in seen:
+        return
+    seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
         first_line: dict[str, int] = {}
         for key, value in _pairs(node):
@@ -162,10 +181,10 @@ def _repeated_keys(node: yaml.Node, location: tuple[str | int, ...] = ()) -> Ite
             if here[-1] in first_line:
                 yield Problem(key_path(here), f"is given twice, first in line {first_line[here[-1]]}", line)
             first_line.setdefault(here[-1], line)
-            yield from _repeated_keys(value, here)
+            yield from _repeated_keys(value, here, seen)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(cast("list[yaml.Node]", node.value)):
-            yield from _repeated_keys(item, (*location, index))
+            yield from _repeated_keys(item, (*location, index), seen)
 
 
 def _stem_problem(path: Path, content: Mapping[str, Any], root: yaml.Node) -> Iterator[Problem]:
@@ -189,20 +208,21 @@ def _overlay_problems(policy: Policy, root: yaml.Node) -> Iterator[Problem]:
             policy_in(policy, environment)
         except ValidationError as error:
             for details in error.errors(include_url=False):
-                location = tuple(details["loc"])
-                yield Problem(
-                    key_path((*place, *location)),
-                    _say(details, location),
-                    _line(root, (*place, *location)),
-                )
+                yield from _problems(details, root, place)
 
 
-def _problem(details: ErrorDetails, root: yaml.Node) -> Problem:
+def _problems(
+    details: ErrorDetails, root: yaml.Node, inside: tuple[str | int, ...] = ()
+) -> Iterator[Problem]:
+    """pydantic's finding as one problem, or as several that a section found at once (a line each)."""
     location = tuple(details["loc"])
+    if details["type"] == "too_short" and len(details["input"]) >= details.get("ctx", {})["min_length"]:
+        return  # it counts the members that are right; what is wrong with the others is said by itself
     if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
         location = (*location, str(details.get("ctx", {})["discriminator"]).strip("'"))
-    place = without_tags(location)
-    return Problem(key_path(place), _say(details, location), _line(root, place))
+    place = (*inside, *without_tags(tuple(part for part in location if part != "[key]")))
+    for said in _say(details, location).splitlines():
+        yield Problem(key_path(place), said, _line(root, place))
 
 
 def _say(details: ErrorDetails, location: tuple[str | int, ...]) -> str:
@@ -224,10 +244,8 @@ def _say(details: ErrorDetails, location: tuple[str | int, ...]) -> str:
         case "union_tag_not_found":
             return "is required: it says which keys its section has"
         case "string_pattern_mismatch":
-            return (
-                f"must start with a lowercase letter and go on with lowercase letters, digits and dashes, "
-                f"40 in all at most; it is {given!r}"
-            )
+            found = "" if str(location[-1]).startswith("key") else f"; it is {given!r}"  # perhaps a secret
+            return f"{_PATTERNS.get(bounds['pattern']) or _like(location, bounds['pattern'])}{found}"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal" as kind:
             words = {"greater_than": "above", "greater_than_equal": "at least", "less_than": "below"}
             bound = next(iter(bounds.values()))
@@ -235,7 +253,11 @@ def _say(details: ErrorDetails, location: tuple[str | int, ...]) -> str:
         case "too_short" | "string_too_short":
             return "must not be empty"
         case "value_error":
-            return f"does not fit: {bounds['error']}"
+            return "\n".join(f"does not fit: {line}" for line in str(bounds["error"]).splitlines())
+        case "finite_number":
+            return f"must be a finite number, it is {given}"
+        case "invalid_key":
+            return "is not a key: keys are text"
         case "model_type" | "model_attributes_type":
             return f"must be a section ('key: value' lines), it is {_kind(given)}"
         case kind if kind.endswith(("_parsing", "_type", "_from_float")):
@@ -245,8 +267,19 @@ def _say(details: ErrorDetails, location: tuple[str | int, ...]) -> str:
 
 
 def _expected(kind: str) -> str:
-    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text"}
+    words = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "string": "text",
+        "dict": "a section ('key: value' lines)",
+    }
     return words.get(kind.partition("_")[0], "a list")
+
+
+def _like(location: tuple[str | int, ...], pattern: str) -> str:
+    about = _description(location).rstrip(".")
+    return f"must be like {pattern}" + (f" ({about})" if about else "")
 
 
 def _near_literal(given: object, expected: str) -> str:

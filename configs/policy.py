@@ -294,19 +294,24 @@ class Policy(Section):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is allowed but weakens the evidence, in words."""
+        """What is allowed but weakens the evidence, or costs time, in words."""
+        found: list[str] = []
+        if self.serving.is_llm and self.platform == "local" and not self.serving.vllm.tells_gauges:
+            found.append(
+                "serving.vllm has disable-log-stats: a replica that stops cannot tell when its streams have "
+                f"ended, and takes serving.stream_timeout_s ({self.serving.stream_timeout_s:g} s)"
+            )
         count = {
             "local": _REPLICAS_FEW,  # both versions run on the same machine: its noise is shared
             "sagemaker": self.sagemaker.instances if self.sagemaker else 0,
             "vertex": self.vertex.autoscale.min_replicas if self.vertex else 0,
         }[self.platform]
-        if count >= _REPLICAS_FEW:
-            return ()
-        text = (
-            f"only {count} of its own hosts for each version: a noisy host looks like a bad version; "
-            f"{_REPLICAS_FEW} or more average it out ({self.platform})"
-        )
-        return (text,)
+        if count < _REPLICAS_FEW:
+            found.append(
+                f"only {count} of its own hosts for each version: a noisy host looks like a bad version; "
+                f"{_REPLICAS_FEW} or more average it out ({self.platform})"
+            )
+        return tuple(found)
 
     @model_validator(mode="after")
     def _possible(self) -> Policy:
@@ -317,7 +322,7 @@ class Policy(Section):
         }
         found = [*rules[self.platform](self), *_lacking(self)]
         if found:
-            raise ValueError("; ".join(found))
+            raise ValueError("\n".join(found))
         return self
 
 
@@ -342,17 +347,7 @@ def _lacking(policy: Policy) -> list[str]:
         found.append("capture.spool.personal needs capture.personal, which says what is taken out")
     if policy.capture.personal and policy.platform != "local":
         found.append("capture.personal needs platform: local: elsewhere no process of ours records")
-    found += _rehearsal_lacks(policy)
-    judge = policy.evaluation.judge if isinstance(policy.evaluation, Generation) else None
-    text = policy.shadow.text
-    if text is not None and text.judge_sample and (judge is None or judge.labelled is None):
-        found.append(
-            "shadow.text.judge_sample needs evaluation.judge with `labelled`: answers that people judged"
-        )
-    if text is not None and text.judge_apart and (judge is None or judge.labelled_pairs is None):
-        found.append(
-            "shadow.text.judge_apart needs evaluation.judge with `labelled_pairs` that people judged"
-        )
+    found += [*_rehearsal_lacks(policy), *_words_lack(policy)]
     guards = policy.serving.guards
     if guards.is_active and (policy.platform != "local" or not policy.serving.is_llm):
         found.append("serving.guards needs platform: local and serving.runtime vllm or api")
@@ -363,12 +358,17 @@ def _lacking(policy: Policy) -> list[str]:
             f"prompt needs platform: local; on {policy.platform} nothing of ours stands before the model to "
             "add it"
         )
+    if policy.serving.engine.is_set and policy.platform != "local":
+        found.append("serving.engine needs platform: local: elsewhere no engine's gauges can be read")
     if policy.canary.quality is not None and policy.labels is None:
         found.append("canary.quality needs a section `labels:`, which says where the truth comes from")
     if policy.canary.quality is not None and policy.platform != "local":
         found.append("canary.quality needs platform: local: elsewhere requests are only counted")
-    if policy.watch.measures and policy.platform != "local":
-        found.append("watch.measures needs platform: local: elsewhere requests are only counted")
+    for key, measures in (("canary", policy.canary.measures), ("watch", policy.watch.measures)):
+        if measures and policy.platform != "local":
+            found.append(f"{key}.measures needs platform: local: elsewhere requests are only counted")
+        elif measures and not policy.serving.is_llm:
+            found.append(f"{key}.measures are of language models: set serving.runtime to vllm or api")
     if policy.platform != "local":
         captured = {"drift": policy.drift, "labels": policy.labels, "watch.quality": policy.watch.quality}
         found += [
@@ -376,6 +376,27 @@ def _lacking(policy: Policy) -> list[str]:
             for key, wanted in captured.items()
             if wanted is not None
         ]
+    return found
+
+
+def _words_lack(policy: Policy) -> list[str]:
+    """What the sections about language models ask of one another."""
+    found: list[str] = []
+    text, evaluation = policy.shadow.text, policy.evaluation
+    judge = evaluation.judge if isinstance(evaluation, Generation) else None
+    if text is not None and text.judge_sample and (judge is None or judge.labelled is None):
+        found.append(
+            "shadow.text.judge_sample needs evaluation.judge with `labelled`: answers that people judged"
+        )
+    if text is not None and text.judge_apart and (judge is None or judge.labelled_pairs is None):
+        found.append(
+            "shadow.text.judge_apart needs evaluation.judge with `labelled_pairs` that people judged"
+        )
+    served = policy.serving.served_name or policy.endpoint
+    if served in policy.serving.vllm.lora:
+        found.append(
+            f"serving.vllm.lora names an adapter {served}, as clients call the model: name it otherwise"
+        )
     return found
 
 

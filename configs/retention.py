@@ -21,7 +21,7 @@ class Retention(Section):
         ge=3600,
         description="Captured requests and their labels, in whole hours, and the cache's copies of training "
         "data and of answers to held-out rows (all endpoints share them: the longest time counts); null: for "
-        "ever. The shadow's pages of differing answers go with the first of these and the access log's lines.",
+        "ever. The shadow's pages of differing answers go with the first of these and of the access log.",
     )
     access_log_s: float | None = Field(
         default=30 * DAY_S,
@@ -32,7 +32,14 @@ class Retention(Section):
     logs_s: float | None = Field(
         default=14 * DAY_S,
         ge=3600,
-        description="Logs of programs that nobody wrote to for this long; null: for ever.",
+        description="Logs of programs that nobody wrote to for this long; null: for ever. What is written to "
+        "is cut at 50 MB either way.",
+    )
+    models_s: float | None = Field(
+        default=14 * DAY_S,
+        ge=DAY_S,
+        description="Local copies of models and weights that no slot of any endpoint held or asked for this "
+        "long. All endpoints share them: the longest time counts; null: for ever.",
     )
     reports_s: float | None = Field(
         default=365 * DAY_S,

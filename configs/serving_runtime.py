@@ -7,26 +7,46 @@ any other. Both sections may then be there at once.
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+import re
+from typing import Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from configs.guards import Guards
-from configs.section import Section
+from configs.section import URL_PATTERN, VARIABLE_PATTERN, Section, Text
 
 Runtime = Literal["pyfunc", "vllm", "api"]
 Provider = Literal["openai", "anthropic", "vertex", "bedrock", "compatible"]
+_NO_GAUGES = "disable-log-stats"
+_OPTION = re.compile(r"[a-z][a-z0-9_.-]*")
+_OWN_OPTIONS = {
+    "model": "a version names its weights",
+    "revision": "a version names its weights",
+    "host": "each replica is told its own",
+    "port": "each replica is told its own",
+    "uds": "each replica is told its own port",
+    "root-path": "the gateway knows the paths",
+    "ssl-keyfile": "TLS is the gateway's",
+    "ssl-certfile": "TLS is the gateway's",
+    "api-key": "the gateway checks keys (access)",
+    "middleware": "the capture stands there",
+    "served-model-name": "use serving.served_name",
+    "tensor-parallel-size": "use serving.vllm.tensor_parallel",
+    "lora-modules": "use serving.vllm.lora",
+}
+"""Options of vLLM that are not the operator's to set, or have a key of their own that more depends on."""
 
 
 class Vllm(Section):
     """vLLM's own server, from its own environment: it pins too much to share ours."""
 
-    environment: str = Field(
+    environment: Text = Field(
         default=".venv-vllm",
         description="Folder of the virtual environment that has vLLM, relative to the "
         "checkout (`make vllm-env` makes one with the CPU build).",
     )
-    command: tuple[str, ...] = Field(
+    command: tuple[Text, ...] = Field(
         default=(),
         description="Start vLLM with this instead (a container, a wrapper); options are appended.",
     )
@@ -34,17 +54,21 @@ class Vllm(Section):
         default="auto", description="auto: GPUs where the driver reports any, else the CPU."
     )
     gpus_per_replica: int | None = Field(
-        default=None, ge=1, le=64, description="GPUs that each replica gets; default: tensor_parallel."
+        default=None,
+        ge=1,
+        le=64,
+        description="GPUs that each replica gets; default: tensor_parallel, times the option "
+        "pipeline-parallel-size.",
     )
     tensor_parallel: int = Field(default=1, ge=1, le=64, description="GPUs that share one layer.")
-    dtype: str = Field(default="auto", description="Weights' and activations' type: auto, bfloat16, ...")
+    dtype: Text = Field(default="auto", description="Weights' and activations' type: auto, bfloat16, ...")
     max_length: int | None = Field(
         default=None, ge=16, description="Most tokens of prompt and answer; default: the model's."
     )
     gpu_memory: float = Field(default=0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM takes.")
     kv_cache_gib: int = Field(default=4, ge=1, description="KV cache on the CPU, GiB.")
-    quantization: str | None = Field(default=None, description="vLLM's name of it: awq, gptq, fp8, ...")
-    lora: dict[str, str] = Field(
+    quantization: Text | None = Field(default=None, description="vLLM's name of it: awq, gptq, fp8, ...")
+    lora: dict[Text, Text] = Field(
         default_factory=dict,
         description="LoRA adapters by the name that clients ask for: a folder on this machine, or what vLLM "
         "itself fetches (org/name at the Hub). They are no part of a version.",
@@ -53,6 +77,58 @@ class Vllm(Section):
         default_factory=dict,
         description="More of vLLM's options: max-num-seqs: 64 becomes --max-num-seqs 64; true: a bare flag.",
     )
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _sayable(cls, given: object) -> object:
+        """One finding an option, where pydantic would have one for each type that it is not."""
+        if not isinstance(given, dict):
+            return given
+        found: list[str] = []
+        for name, value in cast("dict[Any, Any]", given).items():
+            own = _OWN_OPTIONS.get(str(name).replace("_", "-"))
+            if not isinstance(name, str) or not _OPTION.fullmatch(name):
+                found.append(f"{name!r} is no option: write it without dashes before it, as max-num-seqs")
+            elif own:
+                found.append(f"{name} is not yours to set: {own}")
+            elif not isinstance(value, str | int | float) or (isinstance(value, float) and math.isnan(value)):
+                found.append(f"{name} must be text, a number, or true or false")
+        if found:
+            raise ValueError("\n".join(found))
+        return cast("dict[str, Any]", given)
+
+    @model_validator(mode="after")
+    def _enough_gpus(self) -> Vllm:
+        if self.gpus_per_replica is None:
+            return self
+        if self.device == "cpu":
+            raise ValueError("gpus_per_replica has no meaning with device cpu: leave it out")
+        if self.gpus_per_replica < self._needed:
+            raise ValueError(
+                f"gpus_per_replica is {self.gpus_per_replica}, tensor_parallel needs {self._needed}: "
+                "lower the one, or leave out the other"
+            )
+        return self
+
+    @property
+    def _needed(self) -> int:
+        pipeline = self._told.get("pipeline-parallel-size", 1)
+        return self.tensor_parallel * (pipeline if isinstance(pipeline, int) else 1)
+
+    @property
+    def _told(self) -> dict[str, str | int | float | bool]:
+        """The options as vLLM spells them."""
+        return {name.replace("_", "-"): value for name, value in self.options.items()}
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of a replica."""
+        return self.gpus_per_replica or self._needed
+
+    @property
+    def tells_gauges(self) -> bool:
+        """Whether vLLM writes its gauges to `/metrics`: ramp and drain go by them."""
+        return self._told.get(_NO_GAUGES, False) is False and f"--{_NO_GAUGES}" not in self.command
 
 
 class Price(Section):
@@ -93,10 +169,13 @@ class Api(Section):
         default="", description="The provider's name of the model; a version's metadata wins over it."
     )
     base_url: str | None = Field(
-        default=None, description="Where it is; needed by vertex, bedrock and compatible."
+        default=None,
+        pattern=URL_PATTERN,
+        description="Where it is; needed by vertex, bedrock and compatible.",
     )
     key_env: str | None = Field(
         default=None,
+        pattern=VARIABLE_PATTERN,
         description="Environment variable with the key; default: the provider's usual one. The key itself "
         "is never in a file of ours.",
     )
@@ -128,10 +207,18 @@ class Api(Section):
 
 
 class EngineLimits(Section):
-    """Above one of these (at any replica of the candidate) the ramp goes no further."""
+    """Above one of these (at any replica of the candidate) the ramp goes no further, and nothing is promoted.
+
+    A replica that does not tell its gauges counts as above.
+    """
 
     waiting: int | None = Field(default=None, ge=0, description="Most requests that wait inside the engine.")
     kv_cache: float | None = Field(default=None, gt=0, le=1, description="Most of the KV cache in use.")
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is any limit."""
+        return self.waiting is not None or self.kv_cache is not None
 
 
 class Serving(Section):
@@ -140,7 +227,7 @@ class Serving(Section):
     runtime: Runtime = Field(
         default="pyfunc", description="What serves a version; a version's own metadata wins over it."
     )
-    served_name: str | None = Field(
+    served_name: Text | None = Field(
         default=None,
         description="The model's name for clients, stable across versions; default: the endpoint.",
     )
@@ -175,6 +262,18 @@ class Serving(Section):
             )
         if self.guards.is_active and not self.is_llm:
             raise ValueError("serving.guards is for language models: set serving.runtime to vllm or api")
+        if not self.is_llm and (self.vllm != Vllm() or self.api is not None):
+            section = "vllm" if self.vllm != Vllm() else "api"
+            raise ValueError(
+                f"serving.{section} has no meaning with serving.runtime pyfunc: set it to {section}"
+            )
+        if self.engine.is_set and not self.is_llm:
+            raise ValueError("serving.engine is for language models: set serving.runtime to vllm or api")
+        if self.engine.is_set and not self.vllm.tells_gauges:
+            raise ValueError(
+                f"serving.engine limits gauges that {_NO_GAUGES} takes away: leave it out of serving.vllm, "
+                "or leave out serving.engine"
+            )
         return self
 
     @property

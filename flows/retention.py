@@ -11,7 +11,7 @@ from tasks.retention_flow import endpoints_to_retain, retain_endpoint, retain_sh
 
 @flow(name="retention", flow_run_name="retention")
 def retention() -> str | State:
-    """Compact captures, then delete captures, labels, spools, reports, copies and logs that are too old."""
+    """Compact captures, then delete captures, labels, spools, pages, copies and logs that are too old."""
     said: list[str] = []
     failed: list[str] = []
     for name in endpoints_to_retain():
@@ -22,7 +22,7 @@ def retention() -> str | State:
     try:
         said.append(retain_shared())
     except Exception as error:  # noqa: BLE001 (the same)
-        failed.append(f"logs and copies: {error}")
+        failed.append(f"logs, copies and models: {error}")
     if failed:
         return named_state("Incomplete", "; ".join([*failed, *said]))
     return "; ".join(said)

@@ -14,7 +14,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from configs.policy import Policy
@@ -190,17 +192,22 @@ class LocalEndpoint:
             )
         return Observations(frame, part.cursor, dict(in_flight))
 
-    def engines(self) -> dict[Slot, dict[str, EngineGauges]]:
-        """The engines' gauges of each slot by replica; those that do not tell are left out."""
+    def engines(self) -> dict[Slot, dict[str, EngineGauges | None]]:
+        """The engines' gauges of each slot by replica; None of one that does not tell.
+
+        All are asked at once: those that hang together must not hold a look up for longer than one does.
+        """
         from serving.llm.engine import read_engine
 
-        found: dict[Slot, dict[str, EngineGauges]] = {}
-        for slot in Slot if self._policy.serving.is_llm else ():
-            record = self._slots.read(self.name, slot)
-            read = {
-                one.name: read_engine(self._direct, one.port) for one in (record.replicas if record else ())
-            }
-            found[slot] = {name: gauges for name, gauges in read.items() if gauges is not None}
+        if not self._policy.serving.is_llm:
+            return {}
+        records = [self._slots.read(self.name, slot) for slot in Slot]
+        placed = [(record.slot, one) for record in records if record for one in record.replicas]
+        found: dict[Slot, dict[str, EngineGauges | None]] = {slot: {} for slot in Slot}
+        with ThreadPoolExecutor(max(1, len(placed))) as threads:
+            read = threads.map(partial(read_engine, self._direct), [one.port for _, one in placed])
+            for (slot, replica), gauges in zip(placed, read, strict=True):
+                found[slot][replica.name] = gauges
         return found
 
     def guard_counts(self) -> dict[Slot, dict[str, int]]:

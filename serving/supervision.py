@@ -12,6 +12,7 @@ import fcntl
 import http.client
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -138,7 +139,9 @@ class Supervisor:
         script = render_script(program, self._pid_path(program.name))
         section = render_section(program, self._script_path(program.name), script)
         with self._lock():
-            _rotate(program.log_path)
+            program.log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # no reason not to start
+                bound_log(program.log_path)
             _write_private(self._script_path(program.name), script)
             _write_private(self._section_path(program.name), section)
             if program.name in self._changed_by_reread():
@@ -355,12 +358,15 @@ def _write_private(path: Path, text: str) -> None:
     fresh.replace(path)
 
 
-def _rotate(log_path: Path) -> None:
-    """Start a new log file when the old one is large; one old file is kept.
+def bound_log(log_path: Path) -> bool:
+    """Empty a log that is large, and keep its end beside it (`.1`); whether it was large.
 
-    Only a program that does not run yet is affected at once: a running one keeps its open file.
+    Its writer goes on where it is: programs append, so the next line is the first of the emptied file.
     """
-    log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        if log_path.is_file() and log_path.stat().st_size > _LOG_BYTES_MAX:
-            log_path.replace(log_path.with_name(f"{log_path.name}.1"))
+    if not log_path.is_file() or log_path.stat().st_size <= _LOG_BYTES_MAX:
+        return False
+    with log_path.open("rb") as log, log_path.with_name(f"{log_path.name}.1").open("wb") as aside:
+        log.seek(-_LOG_BYTES_MAX, os.SEEK_END)
+        shutil.copyfileobj(log, aside)
+    os.truncate(log_path, 0)
+    return True

@@ -8,7 +8,7 @@ else, so a loop that hangs or dies gives the traffic back by doing nothing.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from configs.policy import LOOKS_MAX, Canary
 from evals.canary import CanaryJudge
@@ -83,18 +83,19 @@ def run_canary(release: Release, row: EndpointRow) -> Verdict:
                     return ramp.rejected
             decision = _look(release, ramp)
             verdict = decision.look.verdict
-            if verdict.outcome is not Outcome.INCONCLUSIVE and not (verdict.passed and is_paused):
+            busy = _engines_object(release, ramp, decision)
+            if verdict.outcome is not Outcome.INCONCLUSIVE and not (verdict.passed and (is_paused or busy)):
                 return verdict
             if ramp.number >= LOOKS_MAX:
                 return unresolved(verdict, ramp.number)
-            following = None if is_paused or ramp.lapsed else _following(release, ramp, decision)
+            following = None if is_paused or busy or ramp.lapsed else _following(release, ramp, decision)
             if ramp.lapsed:
                 _re_enter(release, ramp)
             elif following is None:
                 _grant(release, ramp, ramp.step)
             else:
                 _advance(release, ramp, following)
-            _ask_human_when_stalled(release, ramp, verdict)
+            _ask_human_when_stalled(release, ramp, replace(verdict, reason=busy) if busy else verdict)
             ramp.trouble_since = None
         except LeaseExpired as error:
             ramp.lapsed = str(error)
@@ -330,14 +331,21 @@ def _bear(release: Release, ramp: _Ramp, error: TransientError) -> None:
     _LOG.warning("HOLD: %s", error)
 
 
+def _engines_object(release: Release, ramp: _Ramp, decision: Decision) -> str:
+    """Why the engines hold the next step, or the promotion; "" where they do not, or none of both is due."""
+    if decision.following is None and not decision.look.verdict.passed:
+        return ""
+    busy = engine_objection(release, ramp.slot, step=ramp.number)
+    if busy:
+        hold = f"HOLD: {busy}"
+        release.progress({**release.row.progress, "reason": hold, "advance": hold})
+    return busy
+
+
 def _following(release: Release, ramp: _Ramp, decision: Decision) -> NextStep | None:
     """The largest step whose worst case the policy's error budget allows; None to stay, saying why."""
     chosen, canary = decision.following, release.bench.policy.canary
     if chosen is None:
-        return None
-    busy = engine_objection(release, ramp.slot, step=ramp.number)
-    if busy:
-        release.progress({**release.row.progress, "advance": f"HOLD: {busy}"})
         return None
     if chosen.step is None:
         if ramp.step < len(canary.steps) - 1:

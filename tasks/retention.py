@@ -32,7 +32,10 @@ from serving.gateway.log_erasing import erase_before, forgotten_requests, hide_u
 from serving.gateway.places import access_log_path
 from serving.journal import Journal
 from serving.labels import LabelBook
+from serving.model_cache import sweep_models
 from serving.records import ReleaseRow
+from serving.slots import SlotFiles
+from serving.supervision import bound_log
 from tasks.bench import Bench
 from tasks.differences import without_requests
 from tasks.evaluation_report import DATA_PAGE, PAGE
@@ -129,8 +132,11 @@ def retain(bench: Bench) -> Deleted:
 def retain_logs(settings: Settings, names: list[str], *, now: float) -> str:
     """Delete what all endpoints share: old lines of the access log, logs that nobody writes to.
 
-    The longest time that any policy asks for counts; one that cannot be read keeps everything.
+    The longest time that any policy asks for counts; one that cannot be read keeps everything. A large log
+    of a program that runs keeps its end only, whatever the policies say.
     """
+    for path in settings.logs_dir.glob("*.log"):
+        bound_log(path)
     try:
         policies = _policies(settings, names)
     except ConfigError as error:
@@ -185,6 +191,31 @@ def _unlink_older(paths: Iterable[Path], oldest: float) -> int:
     for path in old:
         path.unlink(missing_ok=True)
     return len(old)
+
+
+def retain_models(settings: Settings, names: list[str], *, now: float) -> str:
+    """Remove the local copies of models and weights that no slot holds, and that nobody used for long.
+
+    The longest time that any policy asks for counts; one that cannot be read keeps everything.
+    """
+    from serving.llm.source import weights_key
+    from serving.replica.loading import cached_keys
+
+    try:
+        times = [policy.models_s for policy in _policies(settings, names)]
+    except ConfigError as error:
+        return f"models: kept, a policy cannot be read: {error}"
+    limits = [one for one in times if one is not None]
+    if not limits or len(limits) < len(times):
+        return "models: kept, for a policy says so, or there is none"
+    cache_dir = settings.state / "models"
+    held = cached_keys(cache_dir, {record.uri for record in SlotFiles(settings).every()})
+    held |= {weights_key(cache_dir / key) for key in held}
+    swept = sweep_models(cache_dir, held=held, before=now - max(limits), now=now)
+    if swept.names:
+        with closing(Journal(settings.journal)) as journal:
+            journal.record("", DELETED, who=_WHO, now=now, models=list(swept.names), model_bytes=swept.size)
+    return f"models: {len(swept.names)} copies ({swept.size:,} bytes) were not used for long"
 
 
 def forget_user(bench: Bench, user: str, *, tenant: str = "", who: str) -> Forgotten:

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from configs.settings import Settings
 from tasks.bench import Bench
-from tasks.retention import retain, retain_copies, retain_logs
+from tasks.retention import retain, retain_copies, retain_logs, retain_models
 from tasks.sweeping import endpoints_to_sweep
 
 
@@ -21,9 +21,10 @@ def retain_endpoint(endpoint: str) -> str:
 
 @task(name="retain what is shared", cache_policy=NO_CACHE)
 def retain_shared() -> str:
-    """Delete old lines of the access log, old program logs, and old cached copies of data."""
+    """Delete old lines of the access log, old program logs, and old local copies of data and models."""
     settings, names, now = Settings(), endpoints_to_sweep(), time.time()
-    return "; ".join(part(settings, names, now=now) for part in (retain_logs, retain_copies))
+    parts = (retain_logs, retain_copies, retain_models)
+    return "; ".join(part(settings, names, now=now) for part in parts)
 
 
 def endpoints_to_retain() -> list[str]:

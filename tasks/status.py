@@ -59,7 +59,7 @@ def endpoint_status(settings: Settings, name: str) -> dict[str, Any]:
     engines = read_engines(bench)
     if engines:
         status["engines"] = {
-            slot.value: {name: asdict(gauges) for name, gauges in found.items()}
+            slot.value: {name: asdict(gauges) if gauges else None for name, gauges in found.items()}
             for slot, found in engines.items()
         }
     guards = read_guards(bench)

@@ -18,6 +18,9 @@ from serving.replica.errors import LoadFailed, RegistryUnreachable
 
 logger = logging.getLogger("interlock.llm")
 
+_HTTP_CLIENTS = ("httpx", "httpx2")
+"""Ours for engines, and that of the `openai` client."""
+
 
 def main(arguments: list[str]) -> int:
     """Read the spec, fetch the version, run what it is served by."""
@@ -29,9 +32,7 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValidationError) as error:
         print(f"Spec {arguments[0]} is wrong: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    set_up_logging()
     try:
         return _run(spec)
     except LlmError as error:
@@ -40,6 +41,15 @@ def main(arguments: list[str]) -> int:
     except LoadFailed as error:
         logger.error("%s", error)
         return 3 if isinstance(error, RegistryUnreachable) else 4
+
+
+def set_up_logging() -> None:
+    """To standard error. HTTP clients tell each request with its URL, queries too: not here."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    for client in _HTTP_CLIENTS:
+        logging.getLogger(client).setLevel(logging.WARNING)
 
 
 def _run(spec: LlmSpec) -> int:

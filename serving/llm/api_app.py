@@ -60,10 +60,14 @@ class ApiApp:
                 "owned_by": "interlock",
             }
             await reply(send, 200, {"object": "list", "data": [model]})
-        elif (
-            path == "/metrics"
-        ):  # the engine's gauges under vLLM's names; a provider's queue is not ours to see
-            text = f'vllm:num_requests_running{{model_name="{self._served_name}"}} {self.in_flight}\n'
+        elif path == "/metrics":  # under vLLM's names; a provider's queue and cache are not ours to see
+            values = {
+                "num_requests_running": self.in_flight,
+                "num_requests_waiting": 0,
+                "kv_cache_usage_perc": 0,
+            }
+            label = f'{{model_name="{self._served_name}"}}'
+            text = "".join(f"vllm:{name}{label} {value}\n" for name, value in values.items())
             await send(
                 {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
             )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from configs.serving_runtime import Vllm
-from serving.llm.gpus import Claim
+from serving.llm.gpus import VISIBLE, Claim
 from serving.llm.source import Source
 from serving.llm.spec import LlmSpec
 
@@ -44,7 +44,7 @@ def vllm_command(spec: LlmSpec, source: Source, claim: Claim) -> list[str]:
         "dtype": vllm.dtype,
         "disable-uvicorn-access-log": True,
     }
-    if claim.indexes:
+    if claim.devices:
         options["gpu-memory-utilization"] = vllm.gpu_memory
     optional = {
         "revision": source.revision,
@@ -77,9 +77,9 @@ def vllm_environment(spec: LlmSpec, claim: Claim, environ: Mapping[str, str]) ->
         "DO_NOT_TRACK": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    if claim.indexes:
-        visible = ",".join(str(index) for index in claim.indexes)
-        return kept | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible}
+    kept[VISIBLE] = ",".join(claim.devices)  # none on the CPU: a build for GPUs would take them all
+    if claim.devices:
+        return kept | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     kept.setdefault("VLLM_CPU_KVCACHE_SPACE", str(spec.serving.vllm.kv_cache_gib))
     kept.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     return kept | {"OMP_NUM_THREADS": str(spec.threads)}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 from serving.direct import DirectClient
 
 _LINE = re.compile(
-    r"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc)(?:\{[^}]*\})? (\S+)$",
+    r"^vllm:(num_requests_running|num_requests_waiting|(?:kv|gpu)_cache_usage_perc)(?:\{[^}]*\})? (\S+)$",
     re.MULTILINE,
 )
+_GAUGES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +25,23 @@ class EngineGauges:
 
 
 def parse_engine(text: str) -> EngineGauges | None:
-    """From Prometheus' text; None where the engine's metrics are not in it."""
-    sums: dict[str, float] = {}
+    """From Prometheus' text; None where one of the gauges is not in it, or no number.
+
+    A server with several engines has a line for each: requests add up, of the caches the fullest counts.
+    """
+    found: dict[str, list[float]] = {}
     for name, value in _LINE.findall(text):
-        sums[name] = sums.get(name, 0.0) + float(value)
-    if "num_requests_running" not in sums:
+        gauge = "kv_cache_usage_perc" if name.endswith("_cache_usage_perc") else name  # gpu_ before vLLM 0.10
+        try:
+            found.setdefault(gauge, []).append(float(value))
+        except ValueError:
+            return None
+    if len(found) < _GAUGES or not all(math.isfinite(value) for values in found.values() for value in values):
         return None
     return EngineGauges(
-        running=int(sums["num_requests_running"]),
-        waiting=int(sums.get("num_requests_waiting", 0)),
-        kv_cache=sums.get("kv_cache_usage_perc", 0.0),
+        running=int(sum(found["num_requests_running"])),
+        waiting=int(sum(found["num_requests_waiting"])),
+        kv_cache=max(found["kv_cache_usage_perc"]),
     )
 
 

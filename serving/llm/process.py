@@ -53,12 +53,14 @@ class Launcher:
         write_private(spec.capture_file, json.dumps(capture_document(spec, "vllm")))
         vllm = spec.serving.vllm
         claim = claim_gpus(
-            vllm.device, vllm.gpus_per_replica or vllm.tensor_parallel, folder=spec.state_dir / "llm" / "gpus"
+            vllm.device,
+            vllm.gpus,
+            folder=spec.state_dir / "llm" / "gpus",
+            environ=os.environ,
         )
         command = vllm_command(spec, self._source, claim)
-        logger.info(
-            "Starting %s on %s", " ".join(command), f"GPUs {claim.indexes}" if claim.indexes else "CPU"
-        )
+        where = f"GPUs {', '.join(claim.devices)}" if claim.devices else "CPU"
+        logger.info("Starting %s on %s", " ".join(command), where)
         try:
             self._engine = subprocess.Popen(
                 command, env=vllm_environment(spec, claim, os.environ), pass_fds=claim.locks
@@ -111,8 +113,11 @@ class Launcher:
         spec.ready_file.unlink(missing_ok=True)
         began = time.monotonic()
         while (waited_s := time.monotonic() - began) < spec.drain_s:
+            if self._engine is not None and self._engine.poll() is not None:
+                return
             gauges = read_engine(self._direct, spec.port)
-            if waited_s >= spec.lame_duck_s and (gauges is None or gauges.running + gauges.waiting == 0):
+            # an engine that is too busy to tell is not drained
+            if waited_s >= spec.lame_duck_s and gauges is not None and gauges.running + gauges.waiting == 0:
                 return
             time.sleep(_POLL_S)
         logger.warning("Requests were not finished within %g s", spec.drain_s)

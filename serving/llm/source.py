@@ -12,8 +12,7 @@ in the MLmodel's metadata:
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,12 @@ from typing import Any, cast
 
 from configs.serving_runtime import Runtime, Serving
 from serving.llm.errors import NotServable
+from serving.model_cache import fetch_once
 
 _DEPTH_MAX = 4
 _HUB = "hf:"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_FIXED_MODEL = re.compile(r"models:/([^/@]+/\d+|m-[0-9a-f]+)")
 _RUNTIMES: tuple[Runtime, ...] = ("pyfunc", "vllm", "api")
 
 
@@ -42,7 +44,7 @@ def source_of(folder: Path, serving: Serving, *, cache_dir: Path, tracking_uri: 
     """The version in `folder`, as the policy and its own metadata say. Raises `NotServable`.
 
     Weights that are only referred to are downloaded here, once, into `cache_dir` by the reference's
-    digest: a reference must never change its content.
+    digest: a reference must never change its content. A folder of this machine is not copied.
     """
     note = _note(folder)
     runtime = note.get("runtime", serving.runtime)
@@ -90,9 +92,12 @@ def packed_source(folder: Path) -> Source:
 
 def _at_the_hub(reference: str) -> Source:
     name, _, revision = reference.removeprefix(_HUB).partition("@")
-    if not revision:
+    if not name or not _COMMIT.fullmatch(revision):
+        name = name or "ORG/NAME"
         raise NotServable(
-            f"{reference} has no revision, so it may change. Next: {_HUB}{name}@COMMIT in the metadata."
+            f"{reference} names no commit, so its weights may change. Next: {_HUB}{name}@COMMIT in the "
+            "metadata, with all 40 hex digits of one in the model's history at the Hub (the newest: "
+            f"huggingface_hub.model_info({name!r}).sha)."
         )
     return Source("vllm", weights=name, revision=revision)
 
@@ -127,28 +132,35 @@ def _local(folder: Path) -> Source:
     )
 
 
+def weights_key(folder: Path) -> str:
+    """The cache key of the weights that a version in `folder` refers to; "" where none are downloaded."""
+    reference = str(_note(folder).get("weights") or "")
+    return "" if not reference or reference.startswith((_HUB, "/")) else _key(reference)
+
+
+def _key(reference: str) -> str:
+    return f"weights-{hashlib.sha256(reference.encode()).hexdigest()[:32]}"
+
+
 def _fetched(reference: str, cache_dir: Path, tracking_uri: str) -> Path:
-    """The local copy of weights that a version refers to."""
+    """The local copy of weights that a version refers to. A folder of this machine is served where it is."""
     if reference.startswith("/"):
         return Path(reference)
-    folder = cache_dir / f"weights-{hashlib.sha256(reference.encode()).hexdigest()[:32]}"
-    if folder.is_dir():
-        return folder
-    from mlflow.artifacts import download_artifacts
+    if reference.startswith("models:/") and not _FIXED_MODEL.fullmatch(reference):
+        raise NotServable(
+            f"{reference} may come to mean another version, and the copy is kept under this name. Next: "
+            "models:/NAME/VERSION in the metadata."
+        )
 
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".incoming-", dir=cache_dir))
+    def download(into: Path) -> str:
+        from mlflow.artifacts import download_artifacts
+
+        return download_artifacts(artifact_uri=reference, dst_path=str(into), tracking_uri=tracking_uri)
+
     try:
-        done = download_artifacts(artifact_uri=reference, dst_path=str(staging), tracking_uri=tracking_uri)
-        if not folder.is_dir():
-            Path(done).rename(folder)
+        return fetch_once(cache_dir, _key(reference), download)
     except Exception as error:
-        if folder.is_dir():  # a neighbour was faster
-            return folder
         raise NotServable(
             f"Downloading the weights {reference} failed: {type(error).__name__}: {error}. "
             "Next: check the reference and this machine's access to it."
         ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return folder

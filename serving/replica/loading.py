@@ -7,17 +7,15 @@ the registry each time, and read from a note of the last answer only while it ca
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Generator
+from collections.abc import Collection
 from pathlib import Path
 
+from serving.model_cache import fetch_once
 from serving.replica.errors import LoadFailed, RegistryUnreachable
 from serving.replica.model import ServedModel
 from serving.replica.warmup import warm_up
@@ -56,28 +54,30 @@ def fetch_model(uri: str, *, tracking_uri: str, cache_dir: Path) -> Path:
 
     mlflow.set_tracking_uri(tracking_uri)  # a download of `models:/` asks the registry beside this one
     key = _resolve(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
-    folder = cache_dir / key
-    if folder.is_dir():
-        return folder
-    from mlflow.artifacts import download_artifacts
 
-    with _lock(cache_dir / f".{key}.lock"):
-        if folder.is_dir():  # a neighbour was faster
-            return folder
-        staging = Path(tempfile.mkdtemp(prefix=".incoming-", dir=cache_dir))
-        try:
-            downloaded = download_artifacts(
-                artifact_uri=uri, dst_path=str(staging), tracking_uri=tracking_uri
-            )
-            Path(downloaded).rename(folder)
-        except Exception as error:
-            raise RegistryUnreachable(
-                f"Downloading {uri} from {tracking_uri} failed: {type(error).__name__}: {error}. "
-                "Next: check that the artifact store can be reached."
-            ) from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    return folder
+    def download(into: Path) -> str:
+        from mlflow.artifacts import download_artifacts
+
+        return download_artifacts(artifact_uri=uri, dst_path=str(into), tracking_uri=tracking_uri)
+
+    try:
+        return fetch_once(cache_dir, key, download)
+    except Exception as error:
+        raise RegistryUnreachable(
+            f"Downloading {uri} from {tracking_uri} failed: {type(error).__name__}: {error}. "
+            "Next: check that the artifact store can be reached."
+        ) from error
+
+
+def cached_keys(cache_dir: Path, uris: Collection[str]) -> set[str]:
+    """The cache keys of versions, as far as any registry said them once. Asks none."""
+    keys = {by_id[1] for uri in uris if (by_id := _MODEL_ID_URI.fullmatch(uri))}
+    for note in cache_dir.glob(".*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            told = json.loads(note.read_text())
+            if told["uri"] in uris:
+                keys.add(str(told["key"]))
+    return keys
 
 
 def _resolve(uri: str, *, tracking_uri: str, cache_dir: Path) -> str:
@@ -129,10 +129,3 @@ def _replace(path: Path, text: str) -> None:
     staging = path.with_name(f"{path.name}.{os.getpid()}")
     staging.write_text(text)
     staging.replace(path)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Generator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

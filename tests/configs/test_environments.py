@@ -70,7 +70,7 @@ def test_a_file_of_its_own_is_no_environment(tmp_path: Path) -> None:
         ("rate_per_s: 40", "rate_per_s: -1", "environments.staging.load_test.rate_per_s", "above 0"),
         ("steps: [50, 95]", "steps: [95, 50]", "environments.staging.canary", "must rise"),
         ("load_test:", "model: other\n    load_test:", "environments.staging.model", "leave it out"),
-        ("  staging:", "  stageing:", "environments.stageing.[key]", "the nearest is 'staging'"),
+        ("  staging:", "  stageing:", "environments.stageing", "the nearest is 'staging'"),
     ],
 )
 def test_what_is_wrong_in_an_overlay_is_named_with_its_line(

@@ -33,7 +33,10 @@ def write(folder: Path, text: str, name: str = "flights.yaml") -> Path:
 def problems(folder: Path, text: str, name: str = "flights.yaml") -> dict[str, str]:
     with pytest.raises(PolicyInvalid) as caught:
         load_policy(write(folder, text, name))
-    return {problem.key: str(problem) for problem in caught.value.problems}
+    found: dict[str, str] = {}
+    for problem in caught.value.problems:
+        found[problem.key] = "\n".join(filter(None, (found.get(problem.key), str(problem))))
+    return found
 
 
 def test_a_valid_file_becomes_a_policy(tmp_path: Path) -> None:
@@ -208,9 +211,26 @@ def rehearsed_without_prompts(content: dict[str, Any]) -> None:
     content |= {"serving": {"runtime": "vllm"}, "environments": {"staging": {}}}
 
 
+def limiting_engines_that_do_not_tell(content: dict[str, Any]) -> None:
+    vllm = {"options": {"disable_log_stats": True}}
+    content["serving"] = {"runtime": "vllm", "vllm": vllm, "engine": {"waiting": 8}}
+
+
+def limiting_engines_of_no_language_model(content: dict[str, Any]) -> None:
+    content["serving"] = {"engine": {"kv_cache": 0.9}}
+
+
+def limiting_engines_elsewhere(content: dict[str, Any]) -> None:
+    content["serving"] = {"runtime": "vllm", "engine": {"waiting": 8}}
+    content |= {"platform": "sagemaker", "sagemaker": whole_sagemaker(), "assign_by": "request"}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (limiting_engines_that_do_not_tell, "serving.engine limits gauges that disable-log-stats takes away"),
+        (limiting_engines_of_no_language_model, "serving.engine is for language models"),
+        (limiting_engines_elsewhere, "serving.engine needs platform: local"),
         (rehearsed_with_captures, "load_test.payloads: captures is not for language models"),
         (rehearsed_without_prompts, "needs evaluation.task: generation"),
         (watching_measures_elsewhere, "watch.measures needs platform: local"),

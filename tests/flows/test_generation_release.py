@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from prefect.client.schemas.objects import State
 from configs.policy import Policy
 from flows.cli_stack import _render_status
 from flows.release import release_model
-from serving.endpoint import Observations, Reply
+from serving.endpoint import Observations, Reply, Slot
+from serving.llm.engine import EngineGauges
+from tasks import engines
 from tasks.bench import Bench
 from tasks.status import endpoint_status
 from tests.flows.world import Version, World
@@ -95,6 +98,39 @@ def test_a_prompt_is_released_like_a_model(world: World) -> None:
     assert release_model("flights", prompt=3, return_state=True).name == "Rejected"
     assert world.serving() == ("2+p2", 0)
     assert world.newest().version == "2+p3"
+
+
+def test_full_engines_and_engines_that_do_not_tell_hold_every_step_and_the_promotion(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = world.policy.model_dump(mode="json")
+    content["serving"] = {"runtime": "vllm", "engine": {"kv_cache": 0.9}}
+    world.policy = Policy.model_validate(content)
+    gauges: list[EngineGauges | None] = [EngineGauges(1, 0, 0.1)]
+    monkeypatch.setattr(engines, "read_engines", lambda _: {slot: {"replica-1": gauges[0]} for slot in Slot})
+    world.add("1", knows(0.7))
+    assert run("1").name == "Promoted"
+    world.clock.now += 60
+    world.add("2", knows(0.7))
+    trouble = {500: None, 9500: EngineGauges(9, 0, 0.95)}
+    seconds: Counter[int] = Counter()
+    said: defaultdict[int, set[str]] = defaultdict(set)
+
+    def hold_for_a_minute() -> None:
+        share = world.serving()[1]
+        seconds[share] += 1
+        gauges[0] = trouble[share] if share in trouble and seconds[share] < 60 else EngineGauges(1, 0, 0.1)
+        reason = str(world.newest().progress.get("reason", ""))
+        if reason.startswith("HOLD: replica-1"):
+            said[share].add(reason)
+
+    world.on_second = hold_for_a_minute
+    assert run("2").name == "Promoted"
+    assert {share: seconds[share] >= 60 for share in trouble} == {500: True, 9500: True}
+    assert seconds[2500] < 60
+    assert set(said) == set(trouble)
+    assert all("does not tell" in reason and "Next: " in reason for reason in said[500])
+    assert all("95% of the KV cache" in reason and "Next: " in reason for reason in said[9500])
 
 
 def test_how_answers_end_is_told_by_version(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from serving.capture.erasing import erase_users
 from serving.capture.reader import compact, read_captures
 from serving.capture.recorder import Recorder
 from serving.capture.spool import read_exchanges
+from serving.endpoint import Slot
 from serving.gateway.access_log import AccessLog
 from serving.gateway.identity import HMAC_CHARS, user_hmac, user_key
 from serving.gateway.keys import Keys
@@ -28,10 +30,19 @@ from serving.gateway.log_erasing import erase_before
 from serving.gateway.places import access_log_path
 from serving.labels import LabelBook
 from serving.records import ReleaseRow, ReleaseState
+from serving.slots import SlotFiles, SlotRecord
 from tasks.bench import Bench
 from tasks.differences import Difference, write_page
 from tasks.labels import take_file
-from tasks.retention import DELETED, FORGOTTEN, forget_user, retain, retain_copies, retain_logs
+from tasks.retention import (
+    DELETED,
+    FORGOTTEN,
+    forget_user,
+    retain,
+    retain_copies,
+    retain_logs,
+    retain_models,
+)
 from tasks.runs import Runs, TrackingRefused, TrackingUnavailable
 from tasks.trail import DIFFERENCES, REPORT
 from tests.serving.capture.exchanges import record, recorder
@@ -423,6 +434,48 @@ def test_evaluations_without_a_release_are_found_in_mlflow_by_their_end(
     assert found == [ids["flights-v1-evaluation-20260101T000000"]]
     assert runs.ended_runs("nowhere", wanted, since=0, before=now) == []
     assert [runs.delete(found[0], "evaluation.html") for _ in range(2)] == [True, False]
+
+
+def test_a_large_log_of_a_program_that_runs_keeps_its_end(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path)
+    settings.logs_dir.mkdir(parents=True)
+    with (settings.logs_dir / "large.log").open("wb") as log:
+        log.truncate(60_000_000)
+    retain_logs(settings, [], now=NOW)
+    kept = {path.name: path.stat().st_size for path in settings.logs_dir.iterdir()}
+    assert kept == {"large.log": 0, "large.log.1": 50_000_000}
+
+
+def test_models_that_no_slot_holds_go_with_a_line_in_the_trail(place: Place) -> None:
+    place.settings.policy_dir.mkdir()
+    for name, kept_s in (("flights", 2 * DAY), ("others", 20 * DAY)):
+        values = place.policy.model_dump(mode="json") | {"endpoint": name, "retention": {"models_s": kept_s}}
+        place.settings.policy_path(name).write_text(json.dumps(values))
+    cache = place.settings.state / "models"
+    weights = "weights-" + hashlib.sha256(b"s3://bucket/llama").hexdigest()[:32]
+    for name in ("m-1", "m-2", weights):
+        (cache / name).mkdir(parents=True)
+    (cache / "m-1" / "MLmodel").write_text("metadata: {interlock: {weights: 's3://bucket/llama'}}")
+    (cache / ".note.json").write_text(json.dumps({"uri": "models:/late/7", "key": "m-1"}))
+    for path in cache.iterdir():
+        os.utime(path, (NOW - 10 * DAY, NOW - 10 * DAY))
+    record = SlotRecord("elsewhere", Slot.BLUE, "7", "models:/late/7", ())
+    SlotFiles(place.settings).write(record)
+
+    def left(names: list[str], now: float) -> set[str]:
+        retain_models(place.settings, names, now=now)
+        return {path.name for path in cache.iterdir() if path.is_dir()}
+
+    assert left(["flights", "others"], NOW) == {"m-1", "m-2", weights}, "others keeps them for 20 days"
+    assert left(["flights"], NOW) == {"m-1", weights}, "a slot of any endpoint holds a model and its weights"
+    (trail,) = place.bench().journal.audit("", what=(DELETED,))
+    assert trail.details["models"] == ["m-2"]
+    SlotFiles(place.settings).delete("elsewhere", Slot.BLUE)
+    assert left(["flights"], NOW + DAY) == {"m-1", weights}, "its time begins when no slot holds it"
+    assert left(["flights"], NOW + 3 * DAY) == set()
+    (cache / "m-9").mkdir()
+    place.settings.policy_path("broken").write_text("endpoint: [")
+    assert left(["flights", "broken"], NOW + 900 * DAY) == {"m-9"}
 
 
 def test_a_release_under_way_keeps_its_lines(place: Place) -> None:

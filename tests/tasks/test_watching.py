@@ -25,7 +25,10 @@ from tests.tasks.doubles import Deadline, HandClock, Killed, Mortal
 
 def policy(**changed: Any) -> Policy:
     wanted = {"error_rate": 0.01, "control": {"rate_per_s": 1e6, "every_s": 300}, **changed}
-    return Policy.model_validate({**test_transitions.POLICY.model_dump(), "watch": wanted})
+    serving = {"runtime": "vllm" if "measures" in changed else "pyfunc"}
+    return Policy.model_validate(
+        {**test_transitions.POLICY.model_dump(), "watch": wanted, "serving": serving}
+    )
 
 
 class World(test_transitions.World):

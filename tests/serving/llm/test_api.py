@@ -12,6 +12,7 @@ import uvicorn
 
 from configs.serving_runtime import Api
 from serving.llm.api_app import ApiApp
+from serving.llm.engine import EngineGauges, parse_engine
 from serving.llm.errors import NotServable
 from serving.llm.provider import ProviderClient, RetryBudget, key_of
 from tests.serving.gateway.lab import free_port
@@ -142,3 +143,16 @@ def test_a_missing_key_says_which_variable(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     with pytest.raises(NotServable, match="ANTHROPIC_API_KEY, which is not set"):
         key_of(Api(provider="anthropic"))
+
+
+def test_a_providers_version_tells_whole_gauges_so_that_limits_for_engines_do_not_hold_it() -> None:
+    async def test(_: Provider, app: ApiApp) -> None:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app({"type": "http", "method": "GET", "path": "/metrics", "headers": []}, asyncio.Event, send)
+        assert parse_engine(sent[1]["body"].decode()) == EngineGauges(0, 0, 0.0)
+
+    with_provider(test)

@@ -36,3 +36,6 @@ def test_the_hubs_token_passes_and_no_other_secret(tmp_path: Path) -> None:
     found = vllm_environment(spec, Claim(()), THEIRS | OURS)
     assert found.items() >= THEIRS.items()
     assert not found.keys() & OURS.keys()
+    assert found["CUDA_VISIBLE_DEVICES"] == "", "a build for GPUs would take whatever it sees"
+    given = vllm_environment(spec, Claim(("1", "MIG-5")), THEIRS | {"CUDA_VISIBLE_DEVICES": "0,1,MIG-5"})
+    assert (given["CUDA_VISIBLE_DEVICES"], given["CUDA_DEVICE_ORDER"]) == ("1,MIG-5", "PCI_BUS_ID")

@@ -58,11 +58,25 @@ def test_a_folder_without_weights_is_refused(folder: Path) -> None:
 
 
 def test_a_name_at_the_hub_needs_a_commit(folder: Path) -> None:
-    assert found(says(folder, weights="hf:org/llama@c0ffee")) == Source(
-        "vllm", weights="org/llama", revision="c0ffee"
+    commit = "c0ffee" + "0" * 34
+    assert found(says(folder, weights=f"hf:org/llama@{commit}")) == Source(
+        "vllm", weights="org/llama", revision=commit
     )
-    with pytest.raises(NotServable, match=r"no revision.*hf:org/llama@COMMIT"):
-        found(says(folder, weights="hf:org/llama"))
+    for moving in ("", "@", "@main", "@v1.0", "@c0ffee", f"@{commit}0"):
+        with pytest.raises(NotServable, match=r"names no commit.*Next: hf:org/llama@COMMIT.*40 hex digits"):
+            found(says(folder, weights=f"hf:org/llama{moving}"))
+
+
+@pytest.mark.parametrize("reference", ["models:/llama@champion", "models:/llama/latest"])
+def test_a_registered_model_needs_a_version(folder: Path, reference: str) -> None:
+    with pytest.raises(NotServable, match=r"may come to mean another version.*Next: models:/NAME/VERSION"):
+        found(says(folder, weights=reference))
+
+
+def test_a_folder_of_this_machine_is_served_where_it_is(folder: Path) -> None:
+    weights = put(folder.parent / "large", "config.json")
+    assert found(says(folder, weights=str(weights))) == Source("vllm", weights=str(weights))
+    assert not (folder.parent / "cache").exists()
 
 
 def test_a_reference_is_downloaded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +104,7 @@ def test_a_download_that_failed_leaves_nothing_and_says_why(
     monkeypatch.setattr("mlflow.artifacts.download_artifacts", download)
     with pytest.raises(NotServable, match=r"s3://weights/llama failed: OSError: the store is away. Next:"):
         found(says(folder, weights="s3://weights/llama"))
-    assert list((folder.parent / "cache").iterdir()) == []
+    assert [path for path in (folder.parent / "cache").iterdir() if path.is_dir()] == []
 
 
 def test_a_providers_model_is_a_name(folder: Path) -> None:

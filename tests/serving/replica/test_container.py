@@ -221,8 +221,9 @@ def test_sagemakers_vllm_finds_the_weights_below_the_version(weights: Path) -> N
 
     assert made()["SM_VLLM_MODEL"] == "/opt/ml/model/artifacts/llama"
     assert made()["SM_VLLM_TOKENIZER"] == "/opt/ml/model/components/tokenizer"
-    at_the_hub(weights, "hf:acme/llama@abc123")
-    assert (made()["SM_VLLM_MODEL"], made()["SM_VLLM_REVISION"]) == ("acme/llama", "abc123")
+    commit = "abc123" + "0" * 34
+    at_the_hub(weights, f"hf:acme/llama@{commit}")
+    assert (made()["SM_VLLM_MODEL"], made()["SM_VLLM_REVISION"]) == ("acme/llama", commit)
     with pytest.raises(NotServable, match="log the weights with the version"):
         packed_source(at_the_hub(weights, "s3://somewhere/llama"))
 

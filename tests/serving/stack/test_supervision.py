@@ -18,7 +18,7 @@ import pytest
 from configs.settings import Settings
 from serving.errors import SetupError
 from serving.processes import is_alive, stack_processes, stop_processes
-from serving.supervision import Program, Supervisor, SupervisorUnavailable
+from serving.supervision import Program, Supervisor, SupervisorUnavailable, bound_log
 from tests.serving.stack.conftest import free_ports
 
 SLEEP = ("/bin/sh", "-c", "echo started; sleep 600")
@@ -240,7 +240,21 @@ def test_a_large_log_is_put_aside(stack_settings: Settings, supervisor: Supervis
         handle.truncate(50_000_001)
     supervisor.ensure(program(stack_settings))
     assert eventually(lambda: said(log_path) == "started\n")
-    assert log_path.with_name("one.log.1").stat().st_size == 50_000_001
+    assert log_path.with_name("one.log.1").stat().st_size == 50_000_000
+
+
+def test_a_log_that_grows_while_it_is_written_to_keeps_its_end(tmp_path: Path) -> None:
+    log_path = tmp_path / "one.log"
+    with log_path.open("ab", buffering=0) as writing:
+        writing.truncate(50_000_000)
+        writing.write(b"last")
+        assert bound_log(log_path)
+        assert not bound_log(log_path), "it is small now"
+        writing.write(b"next")
+    assert log_path.read_bytes() == b"next"
+    aside = tmp_path / "one.log.1"
+    assert (aside.stat().st_size, aside.read_bytes()[-5:]) == (50_000_000, b"\0last")
+    assert not bound_log(tmp_path / "none.log")
 
 
 def test_what_supervisord_says_when_it_cannot_start_is_passed_on(
