@@ -48,6 +48,15 @@ def test_the_gateway_behaves_as_an_engine_by_itself(chat: Chat, tmp_path: Path) 
         assert outcomes_async(*ours) == outcomes_async(*theirs)
 
 
+def test_a_list_of_models_is_no_evidence(chat: Chat) -> None:
+    cursor = chat.endpoint.observations(None).cursor
+    listed = chat.client.models.with_raw_response.list()
+    assert listed.headers["x-interlock-version"] == "1"
+    chat.ask("hello")
+    assert chat.lab.log_of(listed.headers["x-request-id"])["slot"] == "-"
+    eventually(lambda: len(chat.endpoint.observations(cursor).frame) == 1)
+
+
 def test_a_client_that_did_not_ask_for_usage_gets_none(chat: Chat) -> None:
     assert all(chunk.choices and not chunk.usage for chunk in chat.ask("hello", **STREAM))
     asked = list(chat.ask("hello", **STREAM, stream_options={"include_usage": True}))
