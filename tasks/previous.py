@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from configs.policy import Policy
 from serving.capture.streams import BLOCKED, read_usage
-from serving.endpoint import REFUSALS, Exchange, Reply, Slot
+from serving.endpoint import FAULTS, Exchange, Reply, Slot
 from serving.errors import Refused, ServingError
 from serving.records import EndpointRow
 from serving.versions import model_uri
@@ -139,15 +139,17 @@ def prove_previous(bench: Bench, warmed: Warmed) -> str:
 
 def failed(status: int) -> bool:
     """Whether a status is a failure of the version: no answer, a server error, a refusal."""
-    return status == 0 or status >= 500 or status in REFUSALS
+    return status == 0 or status >= 500 or status in FAULTS
 
 
 def is_failure(policy: Policy, reply: Reply) -> bool:
-    """Whether a reply to a copy is the version's failure, as it would be live: a blocked answer too."""
+    """Whether a reply to a copy is the version's failure, as it would be live: broken or blocked ones too."""
     if failed(reply.status):
         return True
-    counts = policy.serving.is_llm and policy.serving.guards.blocked_is_failure
-    return counts and read_usage(reply.body).finish_reason == BLOCKED
+    if not policy.serving.is_llm or reply.status != 200:
+        return False
+    told = read_usage(reply.body)
+    return told.broken or (policy.serving.guards.blocked_is_failure and told.finish_reason == BLOCKED)
 
 
 def recent_requests(bench: Bench, count: int) -> list[Exchange]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,25 @@ def test_answers_agree_by_their_words(tmp_path: Path, stream: bool) -> None:
     alike = LIKE.replace("can", "may")
     assert stand.look(pair(LIKE.upper(), stream=stream), pair(alike, stream=stream))[0] == 0
     assert stand.look(pair(LIKE, stream=stream), pair(OTHER, stream=stream))[0] == 1
+
+
+def test_an_answer_that_breaks_off_is_a_failure_of_its_version(tmp_path: Path) -> None:
+    release: Any = Stand(tmp_path, {})
+    serving = release.policy.serving.model_copy(update={"runtime": "vllm"})
+    release.policy = release.policy.model_copy(update={"serving": serving})
+    shadow = ShadowState(ShadowJudge(release.policy.shadow, 0.05, release.policy.canary.latency))
+    shadow.texts = TextPairs(release, release.policy.shadow.text)
+    whole, broken = streamed(LIKE), streamed(LIKE).replace(b'"stop"', b"null")
+    bodies = [(whole, whole), (broken, whole), (whole, broken), (broken, broken)]
+    exchange = pair(LIKE).exchange
+    pairs = [
+        Pair(replace(exchange, response=champion), Reply(200, candidate, 5.0), Reply(200, champion, 4.0))
+        for candidate, champion in bodies
+    ]
+    counts = count_pairs(release, shadow, pairs)
+    assert (counts.both_fine, counts.candidate_bad, counts.champion_bad, counts.both_bad) == (1, 1, 1, 1)
+    assert len(shadow.timed_ms) == 1
+    assert shadow.examples[0]["why"] == "status 200, and the answer broke off"
 
 
 def test_normalised_wants_the_same_words(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
     python -m tests.serving.llm.engine --model DIR --served-model-name N --host H --port P --middleware M ...
 
 A prompt says what it does: `slow` waits 200 ms a word, `slowest` half a minute for a whole answer, `fail`
-answers 500, `say a|b` answers these parts. A client that leaves counts as aborted; `/asked` shows the
+answers 500, `say a|b` answers these parts. In the middle of a stream `die` kills the engine, `raise` is an
+exception, `in-band` an error as an event. A client that leaves counts as aborted; `/asked` shows the
 newest request. The model's folder is its version: answers repeat its name.
 """
 
@@ -13,6 +14,8 @@ import argparse
 import asyncio
 import importlib
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,10 @@ class Engine:
             if done:
                 self.aborted += 1
                 return
+            if number == len(words) // 2:
+                await self.break_off(send, text)
+                if "in-band" in text:
+                    break
             last = number == len(words) - 1
             choice = {
                 "index": 0,
@@ -114,6 +121,15 @@ class Engine:
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         gone.cancel()
+
+    async def break_off(self, send, text: str) -> None:
+        """What the prompt wants to go wrong in the middle of its answer."""
+        if "die" in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "raise" in text:
+            raise RuntimeError("as the prompt wants it")
+        if "in-band" in text:
+            await self.event(send, {"error": {"message": "EngineCore died", "code": 500}})
 
     @staticmethod
     async def event(send, document: dict) -> None:
