@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving.completions import read_completion
+from serving.completions import read_completion, read_prompt
 
 
 def event(*choices: dict[str, Any]) -> bytes:
@@ -26,3 +26,38 @@ def test_of_several_answers_in_a_stream_the_first_is_read(together: bool) -> Non
     answer = read_completion(b"".join(parts) + b"data: [DONE]\n\n")
     assert answer is not None
     assert (answer.text, answer.finish_reason) == ("Yes!", "stop")
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"choices": [None]}, None),
+        ({"choices": [{"message": "hi"}]}, ""),
+        ({"choices": [{"message": {"tool_calls": [None, {"function": "f"}]}}]}, ""),
+        ({"choices": [{"message": {"content": "half \ud83d"}}]}, "half ?"),
+    ],
+)
+def test_strange_answers_are_read_as_far_as_they_go(body: dict[str, Any], text: str | None) -> None:
+    answer = read_completion(json.dumps(body).encode())
+    assert (answer and answer.text) == text
+
+
+def test_strange_streams_are_read_as_far_as_they_go() -> None:
+    answer = read_completion(
+        b'data: {"choices":[null,{"delta":null}]}\n\n' + event({"delta": {"content": "a"}})
+    )
+    assert answer is not None
+    assert answer.text == "a"
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"messages": ["hi", None, {"role": "user", "content": "a"}]}, "user: a"),
+        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "user: ?"),
+        ({"prompt": "\ud83d"}, "?"),
+        ({"prompt": [1, 2]}, None),
+    ],
+)
+def test_strange_prompts_are_read_as_far_as_they_go(body: dict[str, Any], text: str | None) -> None:
+    assert read_prompt(json.dumps(body).encode()) == text
