@@ -93,8 +93,9 @@ def test_an_answer_that_breaks_off_is_a_failure_of_its_version(tmp_path: Path) -
         Pair(replace(exchange, response=champion), Reply(200, candidate, 5.0), Reply(200, champion, 4.0))
         for candidate, champion in bodies
     ]
+    pairs.append(Pair(replace(exchange, status=429), Reply(429, b"", 5.0)))
     counts = count_pairs(release, shadow, pairs)
-    assert (counts.both_fine, counts.candidate_bad, counts.champion_bad, counts.both_bad) == (1, 1, 1, 1)
+    assert (counts.both_fine, counts.candidate_bad, counts.champion_bad, counts.both_bad) == (1, 1, 1, 2)
     assert len(shadow.timed_ms) == 1
     assert shadow.examples[0]["why"] == "status 200, and the answer broke off"
 
