@@ -46,7 +46,12 @@ def rollback(
     endpoint: Endpoint,
     reason: Annotated[str, typer.Option("--reason", help="Why, for the trail.")],
     force: Annotated[
-        bool, typer.Option("--force", help="Although the signatures say that clients would notice.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Although the signatures say that clients would notice, and without asking the previous "
+            "version recent requests first.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

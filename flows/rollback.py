@@ -19,7 +19,8 @@ def roll_back_endpoint(
         endpoint: Name of the endpoint, as in its policy file.
         reason: Why, for the trail.
         who: Who asked.
-        force: Go back although the signatures say that clients would notice.
+        force: Go back although the signatures say that clients would notice, and without asking the
+            previous version recent requests first.
     """
     try:
         message = roll_back(endpoint, reason=reason, who=who, force=force)

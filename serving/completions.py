@@ -46,18 +46,26 @@ def read_completion(body: bytes) -> Completion | None:
 
 def read_prompt(body: bytes) -> str | None:
     """What was asked, as a text for people: chat messages one a line with their role; None for no prompt."""
-    try:
-        document: object = json.loads(body)
-    except (ValueError, RecursionError):
+    fields = _object(body)
+    if fields is None:
         return None
-    if not isinstance(document, dict):
-        return None
-    fields = cast("Mapping[str, Any]", document)
     if isinstance(fields.get("messages"), list):
-        lines = [f"{one.get('role', '')}: {content_text(one.get('content'))}" for one in fields["messages"]]
-        return "\n".join(lines)
+        said = _objects(fields["messages"])
+        return _text("\n".join(f"{one.get('role', '')}: {content_text(one.get('content'))}" for one in said))
     prompt = fields.get("prompt")
-    return prompt if isinstance(prompt, str) else None
+    return _text(prompt) if isinstance(prompt, str) else None
+
+
+def unstreamed(body: bytes, *, one_token: bool = False) -> bytes | None:
+    """The same request for a whole answer, or for a single token of one; None for what is no request."""
+    fields = _object(body)
+    if fields is None:
+        return None
+    dropped = {"stream", "stream_options"}
+    if one_token:
+        dropped |= {"max_completion_tokens", "n", "best_of", "min_tokens"}
+    kept = {name: value for name, value in fields.items() if name not in dropped}
+    return json.dumps({**kept, "max_tokens": 1} if one_token else kept).encode()
 
 
 def read_embeddings(body: bytes) -> list[tuple[float, ...]] | None:
@@ -88,14 +96,33 @@ def content_text(content: object) -> str:
     return ""
 
 
-def _whole(document: Mapping[str, Any]) -> Completion | None:
-    choices = document.get("choices")
-    if not isinstance(choices, list) or not choices:
+def _object(body: bytes) -> Mapping[str, Any] | None:
+    try:
+        document: object = json.loads(body)
+    except (ValueError, RecursionError):
         return None
-    choice: Mapping[str, Any] = choices[0]
-    message: Mapping[str, Any] = choice.get("message") or {}
+    return cast("Mapping[str, Any]", document) if isinstance(document, dict) else None
+
+
+def _fields(value: object) -> Mapping[str, Any]:
+    """An object's fields; none of what is no object."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _objects(value: object) -> list[Mapping[str, Any]]:
+    """The objects of a list; anything else in it is passed over."""
+    listed = cast("list[object]", value) if isinstance(value, list) else []
+    return [cast("Mapping[str, Any]", one) for one in listed if isinstance(one, dict)]
+
+
+def _whole(document: Mapping[str, Any]) -> Completion | None:
+    choices = _objects(document.get("choices"))
+    if not choices:
+        return None
+    choice = choices[0]
+    message = _fields(choice.get("message"))
     text = content_text(message.get("content")) or str(choice.get("text") or "")
-    text = text or _calls(message.get("tool_calls") or [])
+    text = text or _calls(message.get("tool_calls"))
     return _completion(text, str(choice.get("finish_reason") or ""), document.get("usage"))
 
 
@@ -104,24 +131,29 @@ def _joined(events: list[Mapping[str, Any]]) -> Completion:
     finish, usage = "", None
     for event in events:
         usage = event.get("usage") or usage
-        for choice in event.get("choices") or []:
+        for choice in _objects(event.get("choices")):
             if choice.get("index", 0) != 0:
                 continue  # one of several answers: the first stands for them, as in a whole body
-            delta = choice.get("delta") or {}
-            texts.append(
-                str(delta.get("content") or choice.get("text") or _calls(delta.get("tool_calls") or []))
-            )
+            delta = _fields(choice.get("delta"))
+            texts.append(str(delta.get("content") or choice.get("text") or _calls(delta.get("tool_calls"))))
             finish = str(choice.get("finish_reason") or finish)
     return _completion("".join(texts), finish, usage)
 
 
 def _completion(text: str, finish_reason: str, usage: object) -> Completion:
-    counts = cast("Mapping[str, Any]", usage) if isinstance(usage, dict) else {}
-    return Completion(text, finish_reason, counts.get("prompt_tokens"), counts.get("completion_tokens"))
+    counts = _fields(usage)
+    return Completion(
+        _text(text), finish_reason, counts.get("prompt_tokens"), counts.get("completion_tokens")
+    )
 
 
-def _calls(calls: list[Any]) -> str:
-    functions = [call.get("function") or {} for call in calls]
+def _text(text: str) -> str:
+    """With a question mark for half an emoji (a lone surrogate): it has no bytes in any file."""
+    return text.encode(errors="replace").decode()
+
+
+def _calls(calls: object) -> str:
+    functions = [_fields(call.get("function")) for call in _objects(calls)]
     return "".join(f"{one.get('name') or ''}{one.get('arguments') or ''}" for one in functions)
 
 

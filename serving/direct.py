@@ -54,39 +54,39 @@ class DirectClient:
                 connection, is_used = idle.pop(), True
             except IndexError:
                 connection, is_used = http.client.HTTPConnection(self._host, port), False
+            connection.timeout = timeout_s
             try:
-                return self._ask(connection, idle, (method, path, body, headers), started, timeout_s)
+                response = _begun(connection, (method, path, body, headers))
             except (http.client.HTTPException, OSError) as error:
                 connection.close()
                 # A kept connection that the replica had closed meanwhile says nothing about the replica.
                 if is_used and not isinstance(error, TimeoutError):
                     continue
                 return Reply(0, b"", (time.perf_counter() - started) * 1000)
+            try:
+                content = response.read()
+            except (http.client.HTTPException, OSError):  # it broke off: asking again would hide that
+                connection.close()
+                return Reply(0, b"", (time.perf_counter() - started) * 1000)
+            elapsed_ms = (time.perf_counter() - started) * 1000
+            if response.will_close or len(idle) >= _IDLE_MAX:
+                connection.close()
+            else:
+                idle.append(connection)
+            return Reply(response.status, content, elapsed_ms, response.getheader("content-type") or "")
 
-    def _ask(
-        self,
-        connection: http.client.HTTPConnection,
-        idle: deque[http.client.HTTPConnection],
-        what: tuple[str, str, bytes | None, dict[str, str]],
-        started: float,
-        timeout_s: float,
-    ) -> Reply:
-        connection.timeout = timeout_s
-        plug = cast("socket.socket | None", connection.sock)
-        if plug is None:
-            connection.connect()  # sets TCP_NODELAY
-        else:
-            plug.settimeout(timeout_s)
-        method, path, body, headers = what
-        connection.request(method, path, body, headers)
-        response = connection.getresponse()
-        content = response.read()
-        elapsed_ms = (time.perf_counter() - started) * 1000
-        if response.will_close or len(idle) >= _IDLE_MAX:
-            connection.close()
-        else:
-            idle.append(connection)
-        return Reply(response.status, content, elapsed_ms, response.getheader("content-type") or "")
+
+def _begun(
+    connection: http.client.HTTPConnection, what: tuple[str, str, bytes | None, dict[str, str]]
+) -> http.client.HTTPResponse:
+    """The answer once its headers are there, within the connection's time-out."""
+    plug = cast("socket.socket | None", connection.sock)
+    if plug is None:
+        connection.connect()  # sets TCP_NODELAY
+    else:
+        plug.settimeout(connection.timeout)
+    connection.request(*what)
+    return connection.getresponse()
 
 
 def _close_all(connections: _Idle) -> None:

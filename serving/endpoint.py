@@ -144,6 +144,12 @@ A version that refuses what the other takes breaks clients, so these count as fa
 that said them; a client's honest mistakes hit both versions alike.
 """
 
+TOO_BUSY = 429
+"""A version's own limit, its provider's say: what the gateway's limits refuse is assigned to no version."""
+
+FAULTS = REFUSALS | {TOO_BUSY}
+"""Statuses below 500 that are failures of the version that said them."""
+
 OBSERVATION_COLUMNS = {
     "request_id": "str: the gateway's own id",
     "time": "float64: arrival, seconds since the epoch",
@@ -154,8 +160,8 @@ OBSERVATION_COLUMNS = {
     "generation": "int64",
     "share": "float64: effective share at assignment, fraction in [0, 1]; 0 after a lease ran out",
     "status": "int64: HTTP status that the client got; 0 if it went away or nothing came",
-    "failed": "bool: an error of the assigned version: 5xx, no answer, retried, answered by the other slot, "
-    "or a refusal (400, 415, 422) by the version itself, which is counted for both alike",
+    "failed": "bool: an error of the assigned version: 5xx, no answer, one that broke off, retried, answered "
+    "by the other slot, or a refusal (400, 415, 422, 429) by the version itself, counted for both alike",
     "service_ms": "float64: time in the replica, without the gateway's queue",
     "total_ms": "float64: what the client waited for",
 }

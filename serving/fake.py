@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from serving.buckets import bucket_of
 from serving.endpoint import (
+    FAULTS,
     OBSERVATION_COLUMNS,
-    REFUSALS,
     SHARE_SCALE,
     Capabilities,
     EndpointState,
@@ -111,7 +111,7 @@ class FakeEndpoint:
                 "generation": route.generation,
                 "share": route.share_bp / SHARE_SCALE,
                 "status": reply.status,
-                "failed": reply.status >= 500 or reply.status == 0 or reply.status in REFUSALS,
+                "failed": reply.status >= 500 or reply.status == 0 or reply.status in FAULTS,
                 "service_ms": reply.elapsed_ms,
                 "total_ms": reply.elapsed_ms,
             }

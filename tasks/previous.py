@@ -5,11 +5,13 @@ Used by every rollback after a promotion, and by the watch for its control.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from configs.policy import Policy
 from serving.capture.streams import BLOCKED, read_usage
-from serving.endpoint import REFUSALS, Exchange, Reply, Slot
+from serving.completions import TEXT_PATHS, unstreamed
+from serving.endpoint import FAULTS, REFUSALS, Exchange, Reply, Slot
 from serving.errors import Refused, ServingError
 from serving.records import EndpointRow, ReleaseState
 from serving.versions import model_uri
@@ -20,7 +22,8 @@ from tasks.signatures import client_break
 WATCH = "watch"
 """Kind of the watch's state in the journal; its `spool` is a cursor that lies a little in the past."""
 _PROOF_REQUESTS = 5
-_PROOF_TIMEOUT_S = 2.0
+_PROOF_S = 2.0
+"""All of them together: users suffer meanwhile."""
 _RECENT_MAX = 2000
 _START_MARGIN_S = 60.0
 
@@ -110,11 +113,12 @@ def unhealthy_replicas(bench: Bench, slot: Slot) -> str:
     return f"{len(down)} of {len(replicas)} replicas are down" if down else ""
 
 
-def prove_previous(bench: Bench, warmed: Warmed) -> str:
+def prove_previous(bench: Bench, warmed: Warmed, *, ask: bool = True) -> str:
     """Raise `PreviousUnhealthy` unless the previous version can answer; else what shows that it can.
 
     One live replica suffices: a rollback is an emergency. It must not fail every one of a few
-    recent requests either; where there are none to ask, the platform's word has to do.
+    recent requests either; where there are none, or without `ask`, the platform's word has to do. Slow is
+    not failed.
     """
     stays = f"traffic stays on version {bench.row().champion}. Next: interlock logs, then a person decides"
     replicas = bench.endpoint.describe().replicas.get(warmed.slot, ())
@@ -124,34 +128,61 @@ def prove_previous(bench: Bench, warmed: Warmed) -> str:
             f"{bench.name}: the previous version {warmed.version} is not healthy "
             f"({unhealthy_replicas(bench, warmed.slot)}); {stays}"
         )
-    asked = recent_requests(bench, _PROOF_REQUESTS)
-    replies = [
-        bench.endpoint.invoke(
-            warmed.slot, one.path, one.request, content_type=one.content_type, timeout_s=_PROOF_TIMEOUT_S
-        )
-        for one in asked
-    ]
-    answered = sum(not failed(reply.status) for reply in replies)
-    if asked and not answered:
+    words = f"{healthy} of {len(replicas)} replicas healthy"
+    asked = recent_requests(bench, _PROOF_REQUESTS) if ask else []
+    if not asked:
+        return words
+    replies = _ask_at_once(bench, warmed.slot, asked)
+    failures = sum(failed(reply.status) for reply in replies)
+    if failures == len(asked):
         raise PreviousUnhealthy(
             f"{bench.name}: the previous version {warmed.version} answers none of {len(asked)} recent "
-            f"requests (status {replies[0].status or 'none'}); {stays}"
+            f"requests (status {replies[0].status or 'none'}); {stays} "
+            f'(interlock rollback {bench.name} --force --reason "..." goes there all the same)'
         )
-    words = f"{healthy} of {len(replicas)} replicas healthy"
-    return f"{words}, answered {answered} of {len(asked)} recent requests" if asked else words
+    words += f", answered {len(replies) - failures} of {len(asked)} recent requests"
+    late = len(asked) - len(replies)
+    return f"{words}, {late} take longer than {_PROOF_S:g} s" if late else words
+
+
+def _ask_at_once(bench: Bench, slot: Slot, asked: list[Exchange]) -> list[Reply]:
+    """What came within the proof's time, of all requests together; a time-out of the platform's is none."""
+    pool = ThreadPoolExecutor(len(asked), thread_name_prefix="proof")
+    futures = [pool.submit(_ask, bench, slot, one) for one in asked]
+    done, _ = wait(futures, timeout=_PROOF_S)
+    pool.shutdown(wait=False, cancel_futures=True)
+    replies = [future.result() for future in futures if future in done]
+    return [reply for reply in replies if reply.status or reply.elapsed_ms < _PROOF_S * 1000]
+
+
+def _ask(bench: Bench, slot: Slot, one: Exchange) -> Reply:
+    """Of a language model one token is enough; one that refuses so short an answer is asked for all of it."""
+    bodies: list[bytes | None] = [one.request]
+    if one.path in TEXT_PATHS:
+        bodies = [unstreamed(one.request, one_token=True), unstreamed(one.request)]
+    reply = Reply(0, b"", 0.0)
+    for body in bodies:
+        reply = bench.endpoint.invoke(
+            slot, one.path, body or one.request, content_type=one.content_type, timeout_s=2 * _PROOF_S
+        )
+        if reply.status not in REFUSALS:
+            break
+    return reply
 
 
 def failed(status: int) -> bool:
     """Whether a status is a failure of the version: no answer, a server error, a refusal."""
-    return status == 0 or status >= 500 or status in REFUSALS
+    return status == 0 or status >= 500 or status in FAULTS
 
 
 def is_failure(policy: Policy, reply: Reply) -> bool:
-    """Whether a reply to a copy is the version's failure, as it would be live: a blocked answer too."""
+    """Whether a reply to a copy is the version's failure, as it would be live: broken or blocked ones too."""
     if failed(reply.status):
         return True
-    counts = policy.serving.is_llm and policy.serving.guards.blocked_is_failure
-    return counts and read_usage(reply.body).finish_reason == BLOCKED
+    if not policy.serving.is_llm or reply.status != 200:
+        return False
+    told = read_usage(reply.body)
+    return told.broken or (policy.serving.guards.blocked_is_failure and told.finish_reason == BLOCKED)
 
 
 def recent_requests(bench: Bench, count: int) -> list[Exchange]:

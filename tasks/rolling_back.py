@@ -70,9 +70,9 @@ def roll_back(
 
     Traffic moves first; a promotion that is still being told to MLflow is turned around at once.
     `serving` is the champion that the decision was about: `Fenced` where another one serves by now.
-    `force` goes back although clients would notice (signatures). Raises `Refused` where there is
-    nothing to return to, or where the previous version is not healthy: then traffic stays and a
-    person decides.
+    `force` goes back although clients would notice (signatures), and asks no recent requests. Raises
+    `Refused` where there is nothing to return to, or where the previous version is not healthy: then
+    traffic stays and a person decides.
     """
     for _ in range(_RACES_MAX):
         try:
@@ -146,7 +146,8 @@ def _return_to_previous(bench: Bench, row: EndpointRow, who: str, reason: str, f
             f"{bench.name}: the previous version does not start, so traffic stays on version {row.champion}: "
             f"{error}"
         ) from error
-    proof, unchecked = prove_previous(bench, warmed), not_compared(bench, row.champion, warmed.version)
+    proof = prove_previous(bench, warmed, ask=not force)
+    unchecked = not_compared(bench, row.champion, warmed.version)
     at, row = bench.clock(), bench.row()
     promoted = next(iter(bench.journal.releases(bench.name, version=row.champion)), None)
     pending = _attempt(

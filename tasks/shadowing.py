@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from configs.policy import Shadow
+from configs.policy import Policy, Shadow
 from evals.compare import Agreement, compare_bodies
 from evals.decisions import pair_summary
 from evals.looks import LatencyThresholds
 from evals.shadow import PairCounts, ShadowJudge, count_slower, no_shadow, out_of_time
 from evals.verdict import Outcome, Verdict
-from serving.endpoint import Endpoint, Reply, Slot
+from serving.capture.streams import read_usage
+from serving.endpoint import TOO_BUSY, Endpoint, Reply, Slot
 from serving.gateway.log_erasing import forgotten_requests
 from serving.gateway.places import access_log_path
 from serving.records import LookRow, Stage
@@ -174,14 +175,13 @@ def count_pairs(release: Release, shadow: _Shadow, pairs: Sequence[Pair]) -> Pai
     policy = release.bench.policy
     table = {(False, False): 0, (True, False): 0, (False, True): 0, (True, True): 0}
     disagreeing = uncompared = 0
-    agreements = _agreements(policy.shadow, shadow, pairs)
-    for pair, agreement in zip(pairs, agreements, strict=True):
-        champion_bad = is_bad(pair.champion_status)
-        candidate_bad = _is_candidate_bad(pair)
-        why = f"status {pair.candidate.status}" if candidate_bad else ""
-        table[candidate_bad, champion_bad] += 1
+    bad = [_bad_sides(policy, pair) for pair in pairs]
+    agreements = _agreements(policy.shadow, shadow, pairs, bad)
+    for pair, sides, agreement in zip(pairs, bad, agreements, strict=True):
+        table[sides] += 1
+        why = _what_failed(pair.candidate) if sides[0] else ""
         if agreement is None:
-            uncompared += not candidate_bad and not champion_bad
+            uncompared += not any(sides)
         else:
             disagreeing += not agreement.agree
             why = agreement.reason
@@ -189,8 +189,10 @@ def count_pairs(release: Release, shadow: _Shadow, pairs: Sequence[Pair]) -> Pai
             shadow.examples.append(_example(pair, why))
     timed = [
         (pair.candidate.elapsed_ms, again.elapsed_ms)
-        for pair in pairs
-        if (again := pair.champion_again) is not None and _is_timed(pair, again)
+        for pair, (candidate_bad, _) in zip(pairs, bad, strict=True)
+        if (again := pair.champion_again) is not None
+        and not candidate_bad
+        and not _is_bad(policy, again.status, again.body)
     ]
     slower: dict[str, tuple[int, int]] = {}
     if shadow.thresholds is not None and timed:
@@ -213,9 +215,11 @@ def count_pairs(release: Release, shadow: _Shadow, pairs: Sequence[Pair]) -> Pai
     )
 
 
-def _agreements(policy: Shadow, shadow: _Shadow, pairs: Sequence[Pair]) -> list[Agreement | None]:
+def _agreements(
+    policy: Shadow, shadow: _Shadow, pairs: Sequence[Pair], bad: Sequence[tuple[bool, bool]]
+) -> list[Agreement | None]:
     """Whether the answers of each pair agree; None where one side failed, or they were not compared."""
-    fine = [pair for pair in pairs if not is_bad(pair.champion_status) and not _is_candidate_bad(pair)]
+    fine = [pair for pair, sides in zip(pairs, bad, strict=True) if not any(sides)]
     if shadow.texts is not None:
         found: Sequence[Agreement | None] = shadow.texts.compare(fine)
     else:
@@ -229,13 +233,20 @@ def _agreements(policy: Shadow, shadow: _Shadow, pairs: Sequence[Pair]) -> list[
     return [by_pair.get(id(pair)) for pair in pairs]
 
 
-def is_bad(status: int) -> bool:
-    """Whether a status is the version's failure: no answer, or a server error."""
-    return status == 0 or status >= 500
+def _bad_sides(policy: Policy, pair: Pair) -> tuple[bool, bool]:
+    """Whether the candidate failed, and whether the champion had, live."""
+    candidate = pair.candidate
+    return (
+        _is_bad(policy, candidate.status, candidate.body) or _refuses_what_was_fine(pair),
+        _is_bad(policy, pair.champion_status, pair.champion_body),
+    )
 
 
-def _is_candidate_bad(pair: Pair) -> bool:
-    return is_bad(pair.candidate.status) or _refuses_what_was_fine(pair)
+def _is_bad(policy: Policy, status: int, body: bytes) -> bool:
+    """Whether an answer is the version's failure: none, a server error, too busy, or words that broke off."""
+    if status == 200 and policy.serving.is_llm:
+        return read_usage(body).broken
+    return status in (0, TOO_BUSY) or status >= 500
 
 
 def _refuses_what_was_fine(pair: Pair) -> bool:
@@ -243,9 +254,12 @@ def _refuses_what_was_fine(pair: Pair) -> bool:
     return pair.candidate.status >= 400 and pair.champion_status < 400
 
 
-def _is_timed(pair: Pair, again: Reply) -> bool:
-    """Whether both versions answered the replay, so that their times can be compared."""
-    return not is_bad(again.status) and not is_bad(pair.candidate.status)
+def _what_failed(reply: Reply) -> str:
+    return (
+        f"status {reply.status}, and the answer broke off"
+        if reply.status == 200
+        else f"status {reply.status}"
+    )
 
 
 def _example(pair: Pair, why: str) -> dict[str, Any]:

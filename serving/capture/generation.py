@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from pathlib import Path
 
 from serving.capture.middleware import REPLAY_HEADER, ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +19,8 @@ from serving.capture.recorder import CaptureConfig, Recorded, Recorder
 from serving.capture.streams import Pace, asking_for_usage, without_usage
 
 _HEALTH = "/health"
+_TAIL_EVENTS = 8
+"""Kept of every stream, however long: how it ended is among them."""
 
 
 class GenerationCapture:
@@ -58,7 +61,7 @@ class GenerationCapture:
         try:
             await self.app(tap.scope(scope), tap.receive, tap.send)
         except Exception:
-            tap.status = tap.status or 500
+            tap.fail()
             raise
         finally:
             self.recorder.offer(
@@ -78,6 +81,7 @@ class GenerationCapture:
                     REPLAY_HEADER in headers,
                     tap.pace,
                     tap.usage,
+                    b"".join(tap.tail) if tap.truncated else b"",
                 )
             )
 
@@ -108,8 +112,10 @@ class _StreamTap:
         "_started",
         "_told",
         "ended",
+        "is_gone",
         "responses",
         "status",
+        "tail",
         "truncated",
         "usage",
     )
@@ -124,9 +130,11 @@ class _StreamTap:
         self._first_s = self._last_s = 0.0
         self._is_stream = False
         self.responses: list[bytes] = []
+        self.tail: deque[bytes] = deque(maxlen=_TAIL_EVENTS)
         self.usage = b""
         self.status = 0
         self.ended = False
+        self.is_gone = False
         self.truncated = self._bytes_left < 0
 
     @property
@@ -149,7 +157,14 @@ class _StreamTap:
         if self._told is not None:
             body, self._told = self._told, None
             return {"type": "http.request", "body": body, "more_body": False}
-        return await self._receive()
+        message = await self._receive()
+        self.is_gone = self.is_gone or message["type"] == "http.disconnect"
+        return message
+
+    def fail(self) -> None:
+        """The app raised: the server answers 500, or breaks an answer off that had begun."""
+        if not (self.ended or self.is_gone):
+            self.status = 500
 
     async def send(self, message: Message) -> None:
         """Pass one message of the response on, without the event that only we asked for."""
@@ -178,6 +193,7 @@ class _StreamTap:
             self.responses.append(body)
         if not self._is_stream:
             return body
+        self.tail.append(body)
         passed, usage = without_usage(body)
         self.usage = usage or self.usage
         if not usage and body[:12] != b"data: [DONE]":

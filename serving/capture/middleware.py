@@ -55,7 +55,7 @@ class CaptureMiddleware:
         try:
             await self.app(scope, tap.receive, tap.send)
         except Exception:
-            tap.status = tap.status or 500  # what the server answers for an app that raised
+            tap.fail()
             raise
         finally:
             headers = dict(scope["headers"])
@@ -92,6 +92,7 @@ class _Tap:
         "_receive",
         "_send",
         "ended",
+        "is_gone",
         "requests",
         "responses",
         "status",
@@ -106,6 +107,7 @@ class _Tap:
         self.responses: list[bytes] = []
         self.status = 0
         self.ended = False
+        self.is_gone = False
         self.truncated = False
 
     @property
@@ -121,9 +123,16 @@ class _Tap:
     async def receive(self) -> Message:
         """Pass one message of the request on."""
         message = await self._receive()
-        if message["type"] == "http.request" and (body := message.get("body")):
+        if message["type"] == "http.disconnect":
+            self.is_gone = True
+        elif message["type"] == "http.request" and (body := message.get("body")):
             self._keep(self.requests, body)
         return message
+
+    def fail(self) -> None:
+        """The app raised: the server answers 500, or breaks an answer off that had begun."""
+        if not (self.ended or self.is_gone):
+            self.status = 500
 
     async def send(self, message: Message) -> None:
         """Pass one message of the response on."""

@@ -126,7 +126,7 @@ class Recorded:
     `time` is arrival in seconds since the epoch, `service_ms` arrival to last byte. `status` 0
     means that the client went away first. `truncated` means that a body was larger than recorded.
     `replay` marks the shadow's copies, which are never live traffic. `pace` is a stream's, `usage` the
-    event of it that only the capture had asked for.
+    event of it that only the capture had asked for, `tail` its last events where it is truncated.
     """
 
     time: float
@@ -144,6 +144,7 @@ class Recorded:
     replay: bool
     pace: Pace | None = None
     usage: bytes = b""
+    tail: bytes = b""
 
 
 @dataclass(slots=True)
@@ -214,23 +215,30 @@ class Recorder:
             records = [self._queue.popleft() for _ in range(len(self._queue))]
             self._queued_bytes -= sum(len(r.request) + len(r.response) for r in records)
             now = self._clock()
-            spool, capture = self._spool, self._capture
-            spooled: list[bytes] = []
-            captured: list[bytes] = []
-            for record in records:
-                head = record_head(record)
-                if spool is not None and _is_for_the_shadow(record):
-                    line = self._spool_line(record, head)
-                    spooled += [line] if line else []
-                if capture is not None and self._is_sampled(record):
-                    captured.append(self._capture_line(record, head))
+            lines = [self._lines(record) for record in records]
             if self._measures is not None:
-                lines = [self._measures_line(record) for record in records if not record.replay]
-                self.counts.measured += self._write(self._measures, lines, now)
-            if spool is not None:
-                self.counts.spooled += self._write(spool, spooled, now)
-            if capture is not None:
-                self.counts.captured += self._write(capture, captured, now)
+                self.counts.measured += self._write(self._measures, [line for line, _, _ in lines], now)
+            if self._spool is not None:
+                self.counts.spooled += self._write(self._spool, [line for _, line, _ in lines], now)
+            if self._capture is not None:
+                self.counts.captured += self._write(self._capture, [line for _, _, line in lines], now)
+
+    def _lines(self, record: Recorded) -> tuple[bytes, bytes, bytes]:
+        """For measures, spool and capture; b"" where one gets none. What cannot be written is lost alone."""
+        try:
+            head = record_head(record)
+            is_measured = self._measures is not None and not record.replay
+            is_spooled = self._spool is not None and _is_for_the_shadow(record)
+            is_captured = self._capture is not None and self._is_sampled(record)
+            return (
+                self._measures_line(record) if is_measured else b"",
+                self._spool_line(record, head) if is_spooled else b"",
+                self._capture_line(record, head) if is_captured else b"",
+            )
+        except Exception:
+            self.counts.dropped += 1
+            logger.exception("A record was lost; the recorder goes on")
+            return b"", b"", b""
 
     def _start(self) -> None:
         """Begin in this process: also after a fork, whose child must not write its parent's files."""
@@ -277,6 +285,7 @@ class Recorder:
                 logger.exception("A batch of records was lost; the recorder goes on")
 
     def _write(self, writer: SegmentWriter, lines: list[bytes], now: float) -> int:
+        lines = [line for line in lines if line]
         try:
             if lines:
                 writer.write(b"".join(lines), now)
@@ -330,7 +339,8 @@ class Recorder:
         return spool_line(record, head, config.spool_seal)
 
     def _measures_line(self, record: Recorded) -> bytes:
-        usage = read_usage(record.response, record.usage)
+        usage = read_usage(record.tail or record.response, record.usage)
+        usage = replace(usage, broken=usage.broken and record.status == 200)
         known = measure(record.request, usage, record.pace, self.config.per_token)
         head = {"request_id": record.request_id.decode("latin-1"), "service_ms": round(record.service_ms, 3)}
         return json.dumps(head | asdict(known), separators=(",", ":")).encode() + b"\n"

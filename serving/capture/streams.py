@@ -32,12 +32,14 @@ class Pace:
 class Usage:
     """What an answer says of itself; tokens are None where it does not say them.
 
-    `finish_reason` is the first choice's, or `BLOCKED` where any is.
+    `finish_reason` is the first choice's, or `BLOCKED` where any is. `broken`: it came with status 200 and
+    is an error, or a stream that was ended before its answer was.
     """
 
     tokens_in: int | None = None
     tokens_out: int | None = None
     finish_reason: str = ""
+    broken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Measures:
     tokens_out: int | None
     cost_usd: float | None
     finish_reason: str
+    broken: bool
     stratum: str
 
 
@@ -70,8 +73,8 @@ def asking_for_usage(body: bytes) -> bytes | None:
     if fields.get("stream") is not True:
         return None
     options: object = fields.get("stream_options")
-    if "stream_options" not in fields:  # spliced in, so that every other byte stays as the client sent it
-        return _ASKS + body.lstrip()[1:]
+    if "stream_options" not in fields and body.lstrip()[:1] == b"{":
+        return _ASKS + body.lstrip()[1:]  # spliced in, so that every other byte stays as the client sent it
     if options is None:
         return json.dumps({**fields, "stream_options": {"include_usage": True}}).encode()
     if isinstance(options, dict) and not cast("dict[str, Any]", options).get("include_usage"):
@@ -104,22 +107,14 @@ def join_stream(body: bytes) -> bytes:
 
     Unlike the events it can be redacted by the names of its fields, and is a tenth of their size.
     """
-    joined: dict[str, Any] = {}
-    choices: dict[int, dict[str, Any]] = {}
-    for event in _events(body):
-        joined |= {
-            name: event[name] for name in ("id", "model", "created", "usage", "error") if event.get(name)
-        }
-        for choice in event.get("choices") or ():
-            _add(choices.setdefault(int(choice.get("index") or 0), {}), choice)
-    joined["choices"] = [{"index": index, **choice} for index, choice in sorted(choices.items())]
-    return json.dumps(joined, ensure_ascii=False).encode()
+    return json.dumps(_joined(body)).encode()  # ASCII: a lone surrogate would have no bytes
 
 
 def read_usage(response: bytes, apart: bytes = b"") -> Usage:
-    """Tokens and finish reason of an answer, streamed or not. `apart` is a usage event kept apart."""
+    """What an answer with status 200 says of itself, streamed or not. `apart` is a usage event kept apart."""
+    is_joined = is_stream(response)
     try:
-        document: Any = json.loads(join_stream(response) if is_stream(response) else response)
+        document: Any = _joined(response) if is_joined else json.loads(response)
         counts: Any = (json.loads(apart) if apart else document).get("usage") or {}
         choices: Any = document.get("choices") or [{}]
         reasons = [str(choice.get("finish_reason") or "") for choice in choices]
@@ -127,6 +122,7 @@ def read_usage(response: bytes, apart: bytes = b"") -> Usage:
             _count(counts.get("prompt_tokens")),
             _count(counts.get("completion_tokens")),
             BLOCKED if BLOCKED in reasons else reasons[0],
+            bool(document.get("error")) or (is_joined and not all(reasons)),
         )
     except (ValueError, AttributeError, TypeError, KeyError, IndexError, RecursionError):
         return Usage()
@@ -145,7 +141,14 @@ def measure(
         cost_usd = tokens_in * per_token[0] + (tokens_out or 0) * per_token[1]
     ttft_ms = pace.first_ms if pace is not None else None
     return Measures(
-        ttft_ms, itl_ms, tokens_in, tokens_out, cost_usd, usage.finish_reason, stratum_of(request)
+        ttft_ms,
+        itl_ms,
+        tokens_in,
+        tokens_out,
+        cost_usd,
+        usage.finish_reason,
+        usage.broken,
+        stratum_of(request),
     )
 
 
@@ -182,6 +185,29 @@ def _is_usage(data: bytes) -> bool:
         return False
 
 
+def _joined(body: bytes) -> dict[str, Any]:
+    joined: dict[str, Any] = {}
+    choices: dict[int, dict[str, Any]] = {}
+    for event in _events(body):
+        joined |= {
+            name: event[name] for name in ("id", "model", "created", "usage", "error") if event.get(name)
+        }
+        for choice in _objects(event.get("choices")):
+            _add(choices.setdefault(_index(choice), {}), choice)
+    joined["choices"] = [{"index": index, **choice} for index, choice in sorted(choices.items())]
+    return joined
+
+
+def _objects(listed: object) -> Iterator[Mapping[str, Any]]:
+    for one in cast("list[object]", listed) if isinstance(listed, list) else ():
+        if isinstance(one, dict):
+            yield cast("dict[str, Any]", one)
+
+
+def _index(part: Mapping[str, Any]) -> int:
+    return _count(part.get("index")) or 0
+
+
 def _events(body: bytes) -> Iterator[Mapping[str, Any]]:
     for line in body.split(b"\n"):
         data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
@@ -206,16 +232,16 @@ def _add(whole: dict[str, Any], choice: Mapping[str, Any]) -> None:
     message: dict[str, Any] = whole.setdefault("message", {})
     for name, value in cast("dict[str, Any]", delta).items():
         if name == "tool_calls" and isinstance(value, list):
-            _add_calls(message.setdefault("tool_calls", []), cast("list[Any]", value))
+            _add_calls(message.setdefault("tool_calls", []), _objects(value))
         elif isinstance(value, str) and name != "role":
             message[name] = (message.get(name) or "") + value
         elif value is not None:
             message[name] = value
 
 
-def _add_calls(calls: list[dict[str, Any]], parts: list[Any]) -> None:
+def _add_calls(calls: list[dict[str, Any]], parts: Iterator[Mapping[str, Any]]) -> None:
     for part in parts:
-        index = int(part.get("index") or 0)
+        index = _index(part)
         while len(calls) <= index:
             calls.append({"function": {"name": "", "arguments": ""}})
         call = calls[index]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.endpoint import OBSERVATION_COLUMNS, REFUSALS, SHARE_SCALE
+from serving.endpoint import FAULTS, OBSERVATION_COLUMNS, SHARE_SCALE
 from serving.errors import Refused
 from serving.gateway.log_erasing import first_data
 from serving.gateway.log_format import LINE_GROUPS, endpoint_mark, line_pattern
@@ -25,6 +25,8 @@ _CHUNK_BYTES = 8 << 20
 _LINE_BYTES_MAX = 8_192
 _UNANSWERED_PHASES = "RQCH"
 """Second letter of HAProxy's termination state: before the answer's headers were complete."""
+_ANSWER_PHASES = "DL"
+"""The same: while the answer passed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,8 @@ def _frame(rows: list[tuple[bytes, ...]]) -> pd.DataFrame:
     service_ms = (np.where(answered < 0, ended, answered) - arrived) / 1000 - queued_ms
     is_gone = np.fromiter((_is_unanswered(value) for value in raw["end"]), np.bool_, count)
     status = np.where(is_gone, 0, np.maximum(numbers("status"), 0))
-    is_refused = np.isin(status, list(REFUSALS)) & (answered >= 0)  # not the gateway's own 400
+    is_refused = np.isin(status, list(FAULTS)) & (answered >= 0)  # not the gateway's own 400
+    is_broken = np.fromiter((_is_broken(value) for value in raw["end"]), np.bool_, count)
     is_elsewhere = np.fromiter((value != b"-" for value in raw["served"]), np.bool_, count)
     is_retried = np.fromiter((value not in (b"0", b"-") for value in raw["retries"]), np.bool_, count)
     frame = pd.DataFrame(
@@ -178,7 +181,7 @@ def _frame(rows: list[tuple[bytes, ...]]) -> pd.DataFrame:
             "generation": numbers("generation"),
             "share": numbers("share", 0) / SHARE_SCALE,
             "status": status,
-            "failed": (status >= 500) | (status == 0) | is_refused | is_retried | is_elsewhere,
+            "failed": (status >= 500) | (status == 0) | is_refused | is_broken | is_retried | is_elsewhere,
             "service_ms": np.maximum(service_ms, 0.0),
             "total_ms": np.maximum((ended - arrived) / 1000, 0.0),
         }
@@ -190,3 +193,8 @@ def _frame(rows: list[tuple[bytes, ...]]) -> pd.DataFrame:
 def _is_unanswered(end: bytes) -> bool:
     """Whether the client went away before an answer began."""
     return end[:1] in b"Cc" and len(end) > 1 and chr(end[1]) in _UNANSWERED_PHASES
+
+
+def _is_broken(end: bytes) -> bool:
+    """Whether the replica died or fell silent in the middle of its answer."""
+    return end[:1] in b"Ss" and len(end) > 1 and chr(end[1]) in _ANSWER_PHASES

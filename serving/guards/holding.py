@@ -253,9 +253,7 @@ def _read(raw: bytes) -> _Event:
 
 
 def _encoded(document: dict[str, Any] | None) -> bytes:
-    return b"data: " + json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(
-        errors="surrogatepass"
-    )
+    return b"data: " + json.dumps(document, separators=(",", ":")).encode()
 
 
 def _choices(event: _Event) -> Iterator[dict[str, Any]]:

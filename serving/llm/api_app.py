@@ -119,4 +119,4 @@ class ApiApp:
         if not isinstance(document, dict) or "model" not in document:
             return data
         named = {**cast("dict[str, Any]", document), "model": self._served_name}
-        return prefix + json.dumps(named, ensure_ascii=False, separators=(",", ":")).encode()
+        return prefix + json.dumps(named, separators=(",", ":")).encode()

@@ -38,8 +38,9 @@ def with_measures(
     """The observations with `MEASURE_COLUMNS` and `cut_short` (float64, NaN unknown), and `stratum` (text).
 
     `service_ms` becomes the time to the last byte as the replica saw it: the gateway's own, to the
-    first byte of the answer, says nothing of a stream. A blocked answer counts as `failed` where
-    `blocked_is_failure`: a version whose answers are kept back more often does harm.
+    first byte of the answer, says nothing of a stream. A broken answer counts as `failed`: the gateway
+    sees a 200. So does a blocked one where `blocked_is_failure`: a version whose answers are kept back more
+    often does harm.
     """
     import pandas as pd
 
@@ -66,6 +67,9 @@ def with_measures(
     )
     joined["stratum"] = pd.Series(
         [line.get("stratum") or "" for line in found], index=frame.index, dtype=object
+    )
+    joined["failed"] |= pd.Series(
+        [line.get("broken") is True for line in found], index=frame.index, dtype=bool
     )
     if blocked_is_failure:
         joined["failed"] |= pd.Series([end == BLOCKED for end in ends], index=frame.index, dtype=bool)

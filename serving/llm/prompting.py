@@ -75,7 +75,7 @@ def with_prompt(body: bytes, prompt: PromptText, *, is_chat: bool) -> bytes:
             fields["messages"] = _before_messages(filled, cast("list[Any]", said))
     else:
         fields["prompt"] = _before_text(filled, fields.get("prompt"))
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(fields, separators=(",", ":")).encode()  # ASCII: a lone surrogate would have no bytes
 
 
 def _before_messages(prompt: PromptText, said: list[Any]) -> list[Any]:

@@ -7,6 +7,7 @@ a translating library.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +28,8 @@ _KEY_VARIABLES: dict[Provider, str] = {
     "bedrock": "AWS_BEARER_TOKEN_BEDROCK",
     "compatible": "LLM_API_KEY",
 }
-_AGAIN = frozenset({429, 503, 529})
+_UNCONNECTED = frozenset({"ConnectError", "ConnectTimeout"})
+"""Before anything was sent. By name: the client's transport is httpx or httpx2, as its version has it."""
 _BUDGET_FLOOR = 3.0
 """Retries that a quiet endpoint may always afford."""
 
@@ -97,19 +99,22 @@ class ProviderClient:
         try:
             sent = self._client.post(
                 path.removeprefix("/v1"),
-                body=dict(body),
+                content=json.dumps(body).encode(),  # ASCII: a lone surrogate would have no bytes
                 cast_to=object,
                 options={"headers": {"X-Stainless-Raw-Response": "stream"}},
             )
             raw: Any = await sent
             return HttpAnswer(raw.http_response)
-        except openai.APITimeoutError as error:
-            raise too_late() from error
-        except openai.APIConnectionError as error:
-            raise _Again(unreachable(type(error.__cause__ or error).__name__)) from error
+        except openai.APIConnectionError as error:  # time-outs are among them
+            what = type(error.__cause__ or error).__name__
+            if what in _UNCONNECTED:
+                raise _Again(unreachable(what)) from error
+            if isinstance(error, openai.APITimeoutError):
+                raise too_late() from error
+            raise unreachable(what) from error
         except openai.APIStatusError as error:
             trouble = refused(error.status_code, _document(error), error.response.headers.get("retry-after"))
-            if error.status_code in _AGAIN:
+            if trouble.is_busy:
                 raise _Again(trouble) from error
             raise trouble from error
 

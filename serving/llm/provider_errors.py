@@ -8,10 +8,14 @@ client's (4xx, the provider's own text), busy stays busy (429 and 503, with Retr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 _OURS = frozenset({401, 402, 403, 404})
 """Refusals that name our account, our key or our model."""
+_USED_UP = frozenset({"insufficient_quota", "billing_not_active"})
+"""Codes of a 429 against which waiting does not help."""
+_PASSING = frozenset({408, 409})
+"""The provider's own trouble: it had no time, or was in its own way."""
 
 
 class ProviderTrouble(Exception):
@@ -25,6 +29,11 @@ class ProviderTrouble(Exception):
         self.document = document
         self.retry_after = retry_after
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it was refused before anything was generated, and may be sent again."""
+        return self.retry_after is not None
+
 
 def openai_error(message: str, kind: str, code: int) -> dict[str, Any]:
     """An error as vLLM and OpenAI word it."""
@@ -33,17 +42,22 @@ def openai_error(message: str, kind: str, code: int) -> dict[str, Any]:
 
 def refused(status: int, body: object, retry_after: str | None) -> ProviderTrouble:
     """The provider answered with an error. Its text reaches the client only where it is the client's."""
-    if status in _OURS:
+    if status in _OURS or (status == 429 and _is_used_up(body)):
         return _mapped(502, f"The provider refused this endpoint ({status}).", "provider_refused", None)
     if status == 429:
         return _mapped(429, "The provider is busy.", "rate_limit_exceeded", retry_after or "1")
-    if 400 <= status < 500:
+    if 400 <= status < 500 and status not in _PASSING:
         known = body if isinstance(body, dict) and "error" in body else None
         document = known or openai_error("The provider refused the request.", "invalid_request_error", status)
         return ProviderTrouble(f"the provider answered {status}", status, document)
     if status in (503, 529):
         return _mapped(503, "The provider is overloaded.", "overloaded", retry_after or "1")
     return _mapped(502, f"The provider failed ({status}).", "provider_error", None)
+
+
+def _is_used_up(body: object) -> bool:
+    error: object = cast("Mapping[str, object]", body).get("error") if isinstance(body, dict) else None
+    return isinstance(error, dict) and str(cast("Mapping[str, object]", error).get("code")) in _USED_UP
 
 
 def unreachable(what: str) -> ProviderTrouble:

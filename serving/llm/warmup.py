@@ -12,11 +12,11 @@ import json
 import logging
 import os
 import time
-from typing import Any, cast
+from typing import Any
 
 from serving.capture.sealing import Seal
 from serving.capture.spool import newest_exchanges
-from serving.completions import TEXT_PATHS
+from serving.completions import TEXT_PATHS, unstreamed
 from serving.direct import DirectClient
 from serving.endpoint import Exchange, Reply, Slot
 from serving.llm.errors import EngineFailed
@@ -55,7 +55,7 @@ def answer_recent(spec: LlmSpec, direct: DirectClient, deadline: float) -> int:
     for exchange in recent_prompts(spec):
         if time.monotonic() > deadline - _TIMEOUT_S / 2:
             break
-        short = _short(exchange.request)
+        short = unstreamed(exchange.request, one_token=True)
         if short is not None:
             reply = direct.post(
                 spec.port, exchange.path, short, content_type="application/json", timeout_s=_TIMEOUT_S
@@ -75,17 +75,3 @@ def recent_prompts(spec: LlmSpec) -> list[Exchange]:
         found += [one for one in exchanges if one.path in TEXT_PATHS and one.status == 200]
     found.sort(key=lambda one: one.time)
     return found[-spec.serving.warm_up_prompts :]
-
-
-def _short(body: bytes) -> bytes | None:
-    """The same prompt for a single token, not streamed."""
-    try:
-        document: object = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(document, dict):
-        return None
-    fields = cast("dict[str, Any]", document)
-    dropped = {"stream", "stream_options", "max_completion_tokens", "n", "min_tokens"}
-    kept = {name: value for name, value in fields.items() if name not in dropped}
-    return json.dumps({**kept, "max_tokens": 1}).encode()

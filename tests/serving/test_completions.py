@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving.completions import read_completion, read_embeddings
+from serving.completions import read_completion, read_embeddings, read_prompt
 
 
 def event(*choices: dict[str, Any]) -> bytes:
@@ -56,3 +56,38 @@ def test_vectors_are_read_in_both_encodings_and_the_inputs_order(encoded: bool) 
 )
 def test_what_holds_no_vectors_has_none(body: bytes) -> None:
     assert read_embeddings(body) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"choices": [None]}, None),
+        ({"choices": [{"message": "hi"}]}, ""),
+        ({"choices": [{"message": {"tool_calls": [None, {"function": "f"}]}}]}, ""),
+        ({"choices": [{"message": {"content": "half \ud83d"}}]}, "half ?"),
+    ],
+)
+def test_strange_answers_are_read_as_far_as_they_go(body: dict[str, Any], text: str | None) -> None:
+    answer = read_completion(json.dumps(body).encode())
+    assert (answer and answer.text) == text
+
+
+def test_strange_streams_are_read_as_far_as_they_go() -> None:
+    answer = read_completion(
+        b'data: {"choices":[null,{"delta":null}]}\n\n' + event({"delta": {"content": "a"}})
+    )
+    assert answer is not None
+    assert answer.text == "a"
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"messages": ["hi", None, {"role": "user", "content": "a"}]}, "user: a"),
+        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "user: ?"),
+        ({"prompt": "\ud83d"}, "?"),
+        ({"prompt": [1, 2]}, None),
+    ],
+)
+def test_strange_prompts_are_read_as_far_as_they_go(body: dict[str, Any], text: str | None) -> None:
+    assert read_prompt(json.dumps(body).encode()) == text

@@ -1,4 +1,4 @@
-"""A copy's blocked answer is a failure where a live one is."""
+"""A copy's blocked or broken answer is a failure where a live one is."""
 
 from __future__ import annotations
 
@@ -29,5 +29,14 @@ def test_blocked_answers_to_copies_fail(body: bytes) -> None:
     assert not is_failure(policy(), Reply(200, body.replace(b"content_filter", b"stop"), 1.0))
 
 
+def test_broken_answers_to_copies_fail() -> None:
+    broken = Reply(200, STREAMED.replace(b"content_filter", b""), 1.0)
+    assert is_failure(policy(), broken)
+    assert is_failure(policy(counts=False), broken)
+    assert not is_failure(policy("pyfunc"), broken)
+
+
 def test_other_failures_stay() -> None:
     assert is_failure(policy("pyfunc"), Reply(500, b"", 1.0))
+    assert is_failure(policy("pyfunc"), Reply(429, b"", 1.0))
+    assert not is_failure(policy("pyfunc"), Reply(404, b"", 1.0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,6 +46,37 @@ def test_a_previous_version_that_answers_nothing_stays_out_and_a_person_is_told(
     (alert,) = world.alerts()
     assert "answers none of 5 recent requests" in alert
     world.consistent()
+
+
+def test_whoever_forces_it_goes_to_a_version_that_answers_nothing(world: World) -> None:
+    world.seconds(5)
+    world.endpoint.behave("1", failing(1.0))
+    report = roll_back(world, force=True)
+    assert (report.now, report.proof) == ("1", "1 of 1 replicas healthy")
+    world.consistent()
+
+
+def test_a_slow_previous_version_is_good_enough_for_an_emergency(world: World) -> None:
+    world.seconds(5)
+    world.endpoint.behave("1", lambda _: Reply(200, b"1", 60_000.0))
+    assert "answered 0 of 5 recent requests, 5 take longer than 2 s" in roll_back(world).proof
+
+
+def test_the_proof_waits_for_all_requests_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.seconds(5)
+    monkeypatch.setattr("tasks.previous._PROOF_S", 0.1)
+    over = threading.Event()
+    quick = iter([True])
+
+    def hangs_but_once(_: bytes) -> Reply:
+        if not next(quick, False):
+            over.wait(60)
+        return Reply(200, b"1", 1.0)
+
+    world.endpoint.behave("1", hangs_but_once)
+    report = roll_back(world)
+    over.set()
+    assert "answered 1 of 5 recent requests, 4 take longer than 0.1 s" in report.proof
 
 
 def test_a_previous_version_that_answers_some_is_good_enough_for_an_emergency(world: World) -> None:
@@ -89,6 +122,23 @@ def test_a_cold_version_that_does_not_start_leaves_traffic_alone_and_is_told(wor
     assert world.serving() == ("2", 0)
     assert len(world.alerts()) == 1
     world.consistent()
+
+
+def test_a_language_model_is_asked_for_one_token_or_else_for_all(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    asked: list[dict[str, object]] = []
+
+    def thinks(body: bytes) -> Reply:
+        """As models do that refuse so short an answer."""
+        asked.append(json.loads(body))
+        return Reply(400 if asked[-1].get("max_tokens") == 1 else 200, b"{}", 1.0)
+
+    world.endpoint.behave("1", thinks)
+    prompt = {"messages": [], "stream": True, "stream_options": {}, "max_completion_tokens": 9000}
+    world.look()
+    world.endpoint.send(json.dumps(prompt).encode(), path="/v1/chat/completions")
+    assert "answered 1 of 1" in roll_back(world).proof
+    assert asked == [{"messages": [], "max_tokens": 1}, {"messages": [], "max_completion_tokens": 9000}]
 
 
 def test_clients_are_not_broken_unless_somebody_forces_it(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,26 @@ def test_answers_that_nobody_can_read_fill_no_minimum(tmp_path: Path, body: byte
     assert (counts.pairs, counts.compared, counts.disagreeing) == (2, 1, 0)
     verdict = ShadowJudge(stand.policy.shadow, 0.05, stand.policy.canary.latency).look(counts)
     assert "1 of at least 1000 pairs (1 more were not compared)" in verdict.reason
+
+
+def test_an_answer_that_breaks_off_is_a_failure_of_its_version(tmp_path: Path) -> None:
+    release: Any = Stand(tmp_path, {})
+    serving = release.policy.serving.model_copy(update={"runtime": "vllm"})
+    release.policy = release.policy.model_copy(update={"serving": serving})
+    shadow = ShadowState(ShadowJudge(release.policy.shadow, 0.05, release.policy.canary.latency))
+    shadow.texts = TextPairs(release, release.policy.shadow.text)
+    whole, broken = streamed(LIKE), streamed(LIKE).replace(b'"stop"', b"null")
+    bodies = [(whole, whole), (broken, whole), (whole, broken), (broken, broken)]
+    exchange = pair(LIKE).exchange
+    pairs = [
+        Pair(replace(exchange, response=champion), Reply(200, candidate, 5.0), Reply(200, champion, 4.0))
+        for candidate, champion in bodies
+    ]
+    pairs.append(Pair(replace(exchange, status=429), Reply(429, b"", 5.0)))
+    counts = count_pairs(release, shadow, pairs)
+    assert (counts.both_fine, counts.candidate_bad, counts.champion_bad, counts.both_bad) == (1, 1, 1, 2)
+    assert len(shadow.timed_ms) == 1
+    assert shadow.examples[0]["why"] == "status 200, and the answer broke off"
 
 
 def test_normalised_wants_the_same_words(tmp_path: Path) -> None:

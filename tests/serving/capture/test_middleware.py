@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from serving.capture.generation import GenerationCapture
 from serving.capture.middleware import CaptureMiddleware
 from serving.capture.recorder import CaptureConfig
 from serving.capture.spool import read_exchanges
@@ -45,7 +46,7 @@ def call(
     outgoing: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
-        return incoming.pop(0)
+        return incoming.pop(0) if incoming else {"type": "http.disconnect"}
 
     async def send(message: dict[str, Any]) -> None:
         outgoing.append(message)
@@ -89,6 +90,26 @@ def test_records_a_fault_as_500_and_lets_it_through(tmp_path: Path) -> None:
         call(middleware, [b"{}"])
     middleware.recorder.close()
     assert [line["status"] for line in captured(tmp_path)] == [500]
+
+
+@pytest.mark.parametrize("capture", [CaptureMiddleware, GenerationCapture])
+@pytest.mark.parametrize(("client_leaves", "status"), [(False, 500), (True, 0)])
+def test_an_answer_that_breaks_off_is_a_fault_unless_the_client_left(
+    tmp_path: Path, capture: Any, client_leaves: bool, status: int
+) -> None:
+    async def breaks(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"the begin", "more_body": True})
+        if client_leaves:
+            assert (await receive())["type"] == "http.disconnect"
+        raise RuntimeError("boom")
+
+    middleware = capture(breaks, recorder(tmp_path).config)
+    with pytest.raises(RuntimeError, match="boom"):
+        call(middleware, [b"{}"])
+    middleware.recorder.close()
+    assert [line["status"] for line in captured(tmp_path)] == [status]
 
 
 def test_replays_are_marked_and_never_spooled(tmp_path: Path) -> None:

@@ -101,6 +101,20 @@ def test_is_not_for_the_shadow(tmp_path: Path, what: str, values: dict[str, obje
     assert ids(tmp_path / "spool", cursor)[0] == ["r-2"], what
 
 
+def test_a_record_that_cannot_be_written_is_lost_alone(tmp_path: Path) -> None:
+    broken = (
+        b'data: {"choices":[{"delta":{"content":["a"]}}]}\n\ndata: {"choices":[{"delta":{"content":"b"}}]}'
+    )
+    recording = recorder(tmp_path, measures_dir=tmp_path / "measures")
+    _, cursor = read_exchanges(tmp_path / "spool", None, 1)
+    for one in (record(1), record(2, response=broken), record(3)):
+        recording.offer(one)
+    recording.close()
+    counts = recording.counts
+    assert (counts.spooled, counts.captured, counts.measured, counts.dropped) == (2, 2, 2, 1)
+    assert ids(tmp_path / "spool", cursor)[0] == ["r-1", "r-3"]
+
+
 def test_a_limit_loses_nothing(tmp_path: Path, spooling: Recorder) -> None:
     folder = tmp_path / "spool"
     _, cursor = read_exchanges(folder, None, 1)

@@ -68,6 +68,11 @@ def test_a_stream_is_redacted_wherever_it_is_cut(size: int, hold: dict[str, int]
     assert not any("@" in json.dumps(choice) for choice in got.choices)
 
 
+def test_half_an_emoji_beside_a_find_stays_text_that_can_be_decoded() -> None:
+    got = ask(guarded(Scripted(f"\ud83d {EMAIL}. "), output=[REDACT]), chat(stream=True))
+    assert "<email>" in got.body.decode()
+
+
 @pytest.mark.parametrize("size", [1, 3, 8, 200])
 def test_a_blocked_stream_ends_without_a_word_of_it(size: int) -> None:
     app = Scripted(*by(size, LEAK), *["more "] * 50)

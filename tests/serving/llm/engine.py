@@ -4,7 +4,8 @@
 
 A prompt says what it does: `slow` waits 200 ms a word, `slowest` half a minute for a whole answer, `fail`
 answers 500, `say a|b` answers these parts. A request that must call a tool gets a call of the first or the
-named one. A client that leaves counts as aborted; `/asked` shows the newest request. The model's folder is
+named one. In the middle of a stream `die` kills the engine, `raise` is an exception, `in-band` an error as
+an event. A client that leaves counts as aborted; `/asked` shows the newest request. The model's folder is
 its version: answers repeat its name.
 """
 
@@ -15,6 +16,8 @@ import asyncio
 import base64
 import importlib
 import json
+import os
+import signal
 import struct
 import uuid
 from pathlib import Path
@@ -121,6 +124,10 @@ class Engine:
             if done:
                 self.aborted += 1
                 return
+            if number == len(deltas) // 2:
+                await self.break_off(send, text)
+                if "in-band" in text:
+                    break
             last = number == len(deltas) - 1
             choice = {"index": 0, "delta": delta, "finish_reason": finish if last else None}
             await self.event(send, {"id": "x", "model": self.served_name, "choices": [choice]})
@@ -129,6 +136,15 @@ class Engine:
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         gone.cancel()
+
+    async def break_off(self, send, text: str) -> None:
+        """What the prompt wants to go wrong in the middle of its answer."""
+        if "die" in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "raise" in text:
+            raise RuntimeError("as the prompt wants it")
+        if "in-band" in text:
+            await self.event(send, {"error": {"message": "EngineCore died", "code": 500}})
 
     @staticmethod
     async def event(send, document: dict) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx2  # the openai client's transport
 import pytest
 import uvicorn
 
@@ -27,6 +28,7 @@ class Provider:
     def __init__(self) -> None:
         self.engine = Engine("gpt-x", "gpt-x")
         self.refusals: list[int] = []
+        self.code: str | int = "busy"
         self.asked = 0
 
     async def __call__(self, scope, receive, send) -> None:
@@ -36,7 +38,9 @@ class Provider:
             status = self.refusals.pop(0) if self.refusals else 0
             status = status or (0 if keys[b"authorization"] == f"Bearer {KEY}".encode() else 401)
             if status:
-                await Engine.reply(send, status, {"error": {"message": "no: account 4711", "code": status}})
+                await Engine.reply(
+                    send, status, {"error": {"message": "no: account 4711", "code": self.code}}
+                )
                 return
         await self.engine(scope, receive, send)
 
@@ -103,7 +107,8 @@ def test_only_refusals_are_tried_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"), [(401, 502), (404, 502), (429, 429), (500, 502), (529, 503), (400, 400)]
+    ("theirs", "ours"),
+    [(401, 502), (404, 502), (408, 502), (409, 502), (429, 429), (500, 502), (529, 503), (400, 400)],
 )
 def test_a_providers_errors_are_ours_or_the_clients(theirs: int, ours: int) -> None:
     async def test(provider: Provider, app: ApiApp) -> None:
@@ -115,6 +120,80 @@ def test_a_providers_errors_are_ours_or_the_clients(theirs: int, ours: int) -> N
         assert (b"retry-after" in headers) == (ours in (429, 503))
 
     with_provider(test, retries=0)
+
+
+def test_a_used_up_quota_is_the_endpoints_fault_and_not_asked_again() -> None:
+    async def test(provider: Provider, app: ApiApp) -> None:
+        provider.refusals, provider.code = [429], "insufficient_quota"
+        status, body, headers = await ask(app, "hello")
+        assert (status, provider.asked) == (502, 1)
+        assert b"4711" not in body
+        assert b"retry-after" not in headers
+
+    with_provider(test)
+
+
+def test_half_an_emoji_passes_both_ways() -> None:
+    async def test(provider: Provider, app: ApiApp) -> None:
+        status, _, _ = await ask(app, "hello \ud83d")
+        assert (status, provider.engine.asked["prompt"]) == (200, "hello \ud83d")
+
+    with_provider(test)
+    said = ApiApp(never, served_name="chat", model="gpt-x")._renamed(b'data: {"model":"x","text":"\\ud83d"}')
+    assert json.loads(said.decode()[6:]) == {"model": "chat", "text": "\ud83d"}
+
+
+async def never(_path: str, _body: Any) -> Any:
+    raise AssertionError("nobody asked for this")
+
+
+def test_a_generation_that_may_have_begun_is_not_asked_for_again() -> None:
+    async def run() -> None:
+        asked = 0
+
+        async def reads_and_drops(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal asked
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split()[0]))
+            asked += 1
+            writer.close()
+
+        async with await asyncio.start_server(reads_and_drops, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            client = ProviderClient(Api(provider="compatible", base_url=url, retries=2), KEY)
+            status, body, _ = await ask(ApiApp(client.ask, served_name="chat", model="m"), "hello")
+            await client.close()
+        assert (status, asked) == (502, 1)
+        assert json.loads(body)["error"]["type"] == "provider_unreachable"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("cause", "status", "asked"),
+    [("ConnectTimeout", 502, 2), ("ConnectError", 502, 2), ("ReadTimeout", 504, 1), ("WriteError", 502, 1)],
+)
+def test_only_what_was_never_sent_is_sent_again(
+    monkeypatch: pytest.MonkeyPatch, cause: str, status: int, asked: int
+) -> None:
+    async def test(provider: Provider, app: ApiApp) -> None:
+        tries = 0
+
+        async def fails(*_: Any, **__: Any) -> Any:
+            nonlocal tries
+            tries += 1
+            raise getattr(httpx2, cause)("as asked")
+
+        monkeypatch.setattr(httpx2.AsyncClient, "send", fails)
+        monkeypatch.setattr("serving.llm.provider._pause", no_pause)
+        assert (await ask(app, "hello"))[0] == status
+        assert (tries, provider.asked) == (asked, 0)
+
+    with_provider(test, retries=1)
+
+
+async def no_pause(_: Any) -> None:
+    """Retries at once."""
 
 
 def test_a_provider_that_is_not_there_is_a_bad_gateway() -> None:

@@ -1,9 +1,10 @@
-"""A blocked answer is a failure of its version, unless the policy says otherwise."""
+"""A broken answer is a failure of its version, and a blocked one, unless the policy says otherwise."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -43,6 +44,31 @@ def test_blocked_answers_fail(tmp_path: Path, counts: bool) -> None:
     joined = with_measures(frame, tmp_path / "m", blocked_is_failure=counts, sleep=lambda _: None)
     assert joined["failed"].tolist() == [False, counts, True]
     assert joined["failed"].dtype == bool
+
+
+ENDS = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+BREAKS = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("seen", "fails"),
+    [
+        ({"response": BREAKS + b"data: [DONE]\n\n"}, True),
+        ({"response": BREAKS, "status": 0}, False),
+        ({"response": BREAKS, "truncated": True, "tail": ENDS}, False),
+        ({"response": b"", "truncated": True, "tail": BREAKS}, True),
+        ({"response": b"", "truncated": True}, False),
+    ],
+    ids=["ended early", "the client left", "a long stream", "a long stream that breaks", "a long document"],
+)
+def test_broken_answers_fail(tmp_path: Path, seen: dict[str, Any], fails: bool) -> None:
+    recording = recorder(tmp_path, measures_dir=tmp_path / "m")
+    recording.offer(record(1, **seen))
+    recording.close()
+    opened = int(next((tmp_path / "m").iterdir()).name.split(".")[1].split("-")[0]) / 1000
+    row = {"request_id": "r-1", "time": opened, "total_ms": 5.0, "status": 200, "failed": False}
+    joined = with_measures(pd.DataFrame([row]), tmp_path / "m", sleep=lambda _: None)
+    assert joined["failed"].tolist() == [fails]
 
 
 def test_answers_that_were_cut_short_are_known(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -53,6 +54,15 @@ def test_the_gateway_behaves_as_an_engine_by_itself(chat: Chat, tmp_path: Path) 
         assert len(found["tool named stream"]) > len(ARGUMENTS), "in as many pieces as the engine sent"
         assert len(found["vectors"]["data"][1]["embedding"]) == 5
         assert found["bad tool"][:2] == ("BadRequestError", 400)
+
+
+def test_a_list_of_models_is_no_evidence(chat: Chat) -> None:
+    cursor = chat.endpoint.observations(None).cursor
+    listed = chat.client.models.with_raw_response.list()
+    assert listed.headers["x-interlock-version"] == "1"
+    chat.ask("hello")
+    assert chat.lab.log_of(listed.headers["x-request-id"])["slot"] == "-"
+    eventually(lambda: len(chat.endpoint.observations(cursor).frame) == 1)
 
 
 def test_a_client_that_did_not_ask_for_usage_gets_none(chat: Chat) -> None:
@@ -128,6 +138,33 @@ def test_every_request_is_measured(chat: Chat) -> None:
     assert whole["tokens_out"] == WORDS
     assert failed["failed"]
     assert failed["cost_usd"] != failed["cost_usd"]
+
+
+def test_answers_that_break_off_are_failures_of_their_version(chat: Chat) -> None:
+    """An engine of its own: it is killed."""
+    endpoint = chat.lab.endpoint("frail", **chat_policy(stream_timeout_s=5))
+    endpoint.deploy(Slot.BLUE, "1", uri=put_version(chat.lab, "1"))
+    endpoint.apply(chat.lab.route("frail"))
+    cursor = endpoint.observations(None).cursor
+    url = f"http://127.0.0.1:{chat.lab.settings.gateway_port}/frail/v1"
+    with openai.OpenAI(base_url=url, api_key=chat.lab.key, max_retries=0, timeout=60) as client:
+
+        def stream(text: str) -> Any:
+            return client.chat.completions.create(
+                model="frail", messages=[{"role": "user", "content": text}], **STREAM
+            )
+
+        text_of(stream("hello"))
+        with stream("slow") as left:
+            next(iter(left))
+        for how in ("in-band", "raise", "die"):
+            with pytest.raises((openai.APIError, httpx.RemoteProtocolError)):
+                text_of(stream(how))
+    eventually(lambda: len(endpoint.observations(cursor).frame) == 5)
+    frame = endpoint.observations(cursor).frame
+    assert frame["status"].tolist() == [200] * 5
+    assert frame["failed"].tolist() == [False, False, True, True, True]
+    chat.lab.forget("frail")
 
 
 def test_captures_hold_no_word_of_a_conversation(chat: Chat) -> None:

@@ -115,6 +115,14 @@ def test_a_value_is_never_taken_for_a_template(value: str) -> None:
     assert made["messages"][0]["content"] == f"Be {value}."
 
 
+def test_half_an_emoji_passes() -> None:
+    asked = {"messages": [user("\ud83d")]}
+    made = json.loads(
+        with_prompt(json.dumps(asked).encode(), parse_prompt("Be kind.", is_chat=False), is_chat=True)
+    )
+    assert made["messages"][1] == user("\ud83d")
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"3", b'{"messages": 5}', b"[" * 100_000])
 def test_no_request_at_all_is_left_to_the_models_server(body: bytes) -> None:
     plain = parse_prompt("Be kind.", is_chat=False)

@@ -59,6 +59,12 @@ def test_what_is_no_stream_or_asks_already_is_left_alone(body: bytes) -> None:
     assert asking_for_usage(body) is None
 
 
+def test_a_byte_order_mark_breaks_nothing() -> None:
+    asked = asking_for_usage(b'\xef\xbb\xbf{"stream":true}')
+    assert asked is not None
+    assert json.loads(asked) == {"stream": True, "stream_options": {"include_usage": True}}
+
+
 def test_other_stream_options_stay() -> None:
     asked = asking_for_usage(b'{"stream":true,"stream_options":{"x":1}}')
     assert asked is not None
@@ -99,6 +105,17 @@ def test_tool_calls_of_a_stream_are_joined() -> None:
     assert call["function"] == {"name": "find", "arguments": '{"id":1}'}
 
 
+@pytest.mark.parametrize(
+    "delta",
+    [{"content": "\ud83d"}, {"tool_calls": [None]}, {"tool_calls": [{"index": "0"}]}],
+    ids=["half an emoji", "no call", "a wrong index"],
+)
+def test_strange_words_of_a_stream_are_joined(delta: dict) -> None:
+    stream = event({"choices": [None, {"index": 0, "delta": delta}]}) + event({"choices": None})
+    (choice,) = json.loads(join_stream(stream))["choices"]
+    assert list(choice["message"]) == list(delta)
+
+
 def test_measures_of_a_stream() -> None:
     usage = read_usage(without_usage(STREAM)[0], without_usage(STREAM)[1])
     assert usage == Usage(7, 3, "stop")
@@ -116,7 +133,35 @@ def test_what_is_not_known_is_none() -> None:
 def test_a_stream_that_was_cut_off_is_read_as_far_as_it_came() -> None:
     cut = chunk("my ") + b'data: {"id":"a","cho'
     assert json.loads(join_stream(cut))["choices"][0]["message"]["content"] == "my "
-    assert read_usage(cut) == Usage(None, None, "")
+    assert read_usage(cut) == Usage(None, None, "", broken=True)
+
+
+DONE = b"data: [DONE]\n\n"
+ERROR = event({"error": {"message": "EngineCore died", "code": 500}})
+
+
+@pytest.mark.parametrize(
+    ("answer", "broken"),
+    [
+        (STREAM, False),
+        (event({"choices": [{"index": 0, "text": "word", "finish_reason": "length"}]}) + DONE, False),
+        (chunk("my ") + chunk("", "content_filter") + DONE, False),
+        (chunk("my ") + DONE, True),
+        (chunk("my ") + USAGE + DONE, True),
+        (chunk("my ") + ERROR + DONE, True),
+        (chunk("my ", "stop") + ERROR, True),
+        (ERROR + DONE, True),
+        (chunk("my ", "stop") + event({"choices": [{"index": 1, "delta": {"content": "a"}}]}) + DONE, True),
+        (b'{"choices":[{"index":0,"finish_reason":"stop"}]}', False),
+        (b'{"choices":[{"index":0,"finish_reason":null}]}', False),
+        (b'{"data":[{"index":0,"embedding":[0.5]}]}', False),
+        (b'{"error":{"message":"upstream failed"}}', True),
+        (b"", False),
+        (b"no json", False),
+    ],
+)
+def test_a_200_may_be_no_answer(answer: bytes, broken: bool) -> None:
+    assert read_usage(answer).broken == broken
 
 
 def test_strata_follow_the_request_alone() -> None:
