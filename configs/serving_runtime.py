@@ -105,8 +105,8 @@ class Vllm(Section):
             raise ValueError("gpus_per_replica has no meaning with device cpu: leave it out")
         if self.gpus_per_replica < self._needed:
             raise ValueError(
-                f"gpus_per_replica is {self.gpus_per_replica}, tensor_parallel needs {self._needed}: "
-                "lower the one, or leave out the other"
+                f"gpus_per_replica is {self.gpus_per_replica}, tensor_parallel needs {self._needed}: lower "
+                "tensor_parallel, or leave gpus_per_replica out"
             )
         return self
 

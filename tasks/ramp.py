@@ -332,13 +332,15 @@ def _bear(release: Release, ramp: _Ramp, error: TransientError) -> None:
 
 
 def _engines_object(release: Release, ramp: _Ramp, decision: Decision) -> str:
-    """Why the engines hold the next step, or the promotion; "" where they do not, or none of both is due."""
-    if decision.following is None and not decision.look.verdict.passed:
+    """Why the engines hold the step or the promotion that is due; "" where they do not, or none is."""
+    following, passed = decision.following, decision.look.verdict.passed
+    if following is None and not passed:
         return ""
     busy = engine_objection(release, ramp.slot, step=ramp.number)
-    if busy:
-        hold = f"HOLD: {busy}"
-        release.progress({**release.row.progress, "reason": hold, "advance": hold})
+    if not busy or not (passed or (following is not None and following.step is not None)):
+        return ""
+    hold = f"HOLD: {busy}"
+    release.progress({**release.row.progress, "reason": hold, "advance": hold})
     return busy
 
 

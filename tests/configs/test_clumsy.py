@@ -59,7 +59,7 @@ def refused(folder: Path, text: str) -> list[str]:
         (
             "serving.vllm",
             {"tensor_parallel": 3, "gpus_per_replica": 2},
-            "gpus_per_replica is 2, tensor_parallel needs 3: lower the one",
+            "gpus_per_replica is 2, tensor_parallel needs 3: lower tensor_parallel",
         ),
         (
             "serving.vllm",

@@ -37,7 +37,8 @@ NOW = 1_800_000_000.0
 
 
 def watched(**watch: object) -> Policy:
-    return Policy.model_validate({**valid_content(), "watch": watch})
+    serving = {"runtime": "vllm" if "measures" in watch else "pyfunc"}
+    return Policy.model_validate({**valid_content(), "watch": watch, "serving": serving})
 
 
 # Verdicts and plans for people -------------------------------------------------------------------
