@@ -14,6 +14,7 @@ import typer
 
 from configs.keys import policy_keys
 from configs.settings import Settings
+from tests.configs.policies import VALID
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {
@@ -99,7 +100,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert imported(arguments) & (HEAVY | light) == set()
 
 
-@pytest.mark.parametrize("arguments", [["status", "--json"], ["history", "x", "--json"]])
+@pytest.mark.parametrize("arguments", [["status", "--json"], ["history", "flights", "--json"]])
 def test_looking_imports_neither_prefect_nor_mlflow(arguments: list[str], tmp_path: Path) -> None:
     assert (
         imported(arguments, tmp_path) & {"prefect", "mlflow", "sklearn", "evidently", "matplotlib"} == set()
@@ -121,7 +122,11 @@ def imported(arguments: list[str], state_dir: Path | None = None) -> set[str]:
     environment = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "INTERLOCK_POLICY_DIR": "/nonexistent"}
     if state_dir is not None:
         (state_dir / "state").mkdir()
-        environment["INTERLOCK_STATE_DIR"] = str(state_dir / "state")
+        (state_dir / "flights.yaml").write_text(VALID)
+        environment |= {
+            "INTERLOCK_STATE_DIR": str(state_dir / "state"),
+            "INTERLOCK_POLICY_DIR": str(state_dir),
+        }
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,

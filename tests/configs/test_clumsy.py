@@ -111,11 +111,6 @@ def refused(folder: Path, text: str) -> list[str]:
             "nothing is at least 9 and at most 5",
         ),
         ("evaluation.scorers", [{"kind": "judge", "margin": 0.1}], "need the section `judge`"),
-        (
-            "evaluation.judge",
-            {key: value for key, value in JUDGE.items() if key != "labelled"},
-            "evaluation.judge.labelled is required",
-        ),
         ("evaluation.judge", JUDGE | {"api": {"url": "x/v1", "model": "j"}}, "must start with http://"),
         ("shadow", {"text": {"judge_apart": 5}}, "shadow.text.judge_apart needs evaluation.judge"),
         ("canary.measures", ["ttft_ms"], "canary.measures must be a section"),

@@ -125,7 +125,7 @@ def test_periods_know_nothing_of_labels() -> None:
 
 
 def test_periods_know_nothing_of_measures() -> None:
-    one = watched(error_rate=None, measures={"ttft_ms": {"budget": {"p95": 5}}})
+    one = watched(error_rate=None, availability=None, measures={"ttft_ms": {"budget": {"p95": 5}}})
     judge = WatchJudge(one)
     counted = watch_counts([ArmPeriod(0.0, False, 60.0, 10, 1, (5.0,), (10, 0))], judge.levels)
     assert counted.bad == counted.known == {}
@@ -133,7 +133,7 @@ def test_periods_know_nothing_of_measures() -> None:
 
 
 def test_a_watch_without_levels_or_requests_says_so() -> None:
-    nothing = watched(error_rate=None)
+    nothing = watched(error_rate=None, availability=None)
     assert "no service level" in WatchJudge(nothing).verdict(WatchCounts(5, {}), NOW).reason
     judge = WatchJudge(watched(error_rate=0.02))
     assert judge.verdict(WatchCounts(), NOW).reason == "no requests since the last look"

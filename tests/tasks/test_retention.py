@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytest
 
 from configs.policy import Policy
 from configs.settings import Settings
-from configs.text_shadow import TextShadow
 from serving.capture.erasing import erase_users
 from serving.capture.reader import compact, read_captures
 from serving.capture.recorder import Recorder
@@ -29,10 +27,8 @@ from serving.gateway.keys import Keys
 from serving.gateway.log_erasing import erase_before
 from serving.gateway.places import access_log_path
 from serving.labels import LabelBook
-from serving.records import ReleaseRow, ReleaseState
 from serving.slots import SlotFiles, SlotRecord
 from tasks.bench import Bench
-from tasks.differences import Difference, write_page
 from tasks.labels import take_file
 from tasks.retention import (
     DELETED,
@@ -43,7 +39,7 @@ from tasks.retention import (
     retain_logs,
     retain_models,
 )
-from tasks.runs import Runs, TrackingRefused, TrackingUnavailable
+from tasks.runs import TrackingRefused, TrackingUnavailable
 from tasks.trail import DIFFERENCES, REPORT
 from tests.serving.capture.exchanges import record, recorder
 from tests.serving.gateway.test_access_log import line
@@ -252,95 +248,6 @@ def test_what_is_too_old_goes_with_a_line_in_the_trail(place: Place) -> None:
     assert retain(place.bench()).words == "flights: nothing was too old"
 
 
-def ended(place: Place, version: str, run_id: str, at: float, *, took_s: float = 60) -> ReleaseRow:
-    """A release, whose shadow compared texts, that ended at a moment."""
-    journal = place.bench().journal
-    policy = {"shadow": {"text": {}}}
-    release = journal.add_release("flights", version, champion="1", policy=policy, now=at - took_s)
-    journal.claim(release.id, "me", lease_s=60, now=at - 60, flow_run_id=run_id)
-    journal.update_release(release.id, "me", now=at - 60, mlflow_run_id=run_id)
-    journal.end_release(release.id, state=ReleaseState.REJECTED, reason="bad", now=at)
-    return next(one for one in journal.releases("flights") if one.id == release.id)
-
-
-def shows(release: ReleaseRow, *request_ids: str) -> str:
-    """A page of differences with these requests."""
-    differences = [Difference(False, 0.5, one, f"asked {one}", "ours", "theirs", "") for one in request_ids]
-    return write_page(release, TextShadow(), "full", differences)
-
-
-def test_a_user_is_taken_out_of_the_shadows_pages(place: Place) -> None:
-    """The users of new-0, new-1, new-2, ... are ann, bob, cem, and so on."""
-    mixed = ended(place, "2", "mixed", NOW - DAY)
-    hers = ended(place, "3", "hers", NOW - 2 * DAY)
-    others = ended(place, "4", "others", NOW - 3 * DAY)
-    ended(place, "5", "gone", NOW - 4 * DAY)
-    ended(place, "6", "without", NOW - 5 * DAY)
-    place.runs.texts = {
-        "mixed": shows(mixed, "new-0", "new-1"),
-        "hers": shows(hers, "new-3"),
-        "others": shows(others, "new-2"),
-    }
-    before = dict(place.runs.texts)
-    place.runs.is_away = True
-    with pytest.raises(TrackingUnavailable, match=r"but for the shadow's pages: away. Next"):
-        forget_user(place.bench(), "ann", tenant="acme", who="me")
-    assert place.users()["ann"] == 0
-    assert place.runs.texts == before
-    place.runs.is_away = False
-    assert forget_user(place.bench(), "ann", tenant="acme", who="me").pages == 2, "what was left is done now"
-    assert set(place.runs.texts) == {"mixed", "others"}
-    assert "asked new-1" in place.runs.texts["mixed"]
-    assert "new-0" not in place.runs.texts["mixed"]
-    assert place.runs.texts["others"] == before["others"]
-    assert forget_user(place.bench(), "ann", tenant="acme", who="me").pages == 0
-    told = place.bench().journal.audit("flights", what=(FORGOTTEN,))
-    assert [(one.details["pages"], "pages_left" in one.details) for one in reversed(told)] == [
-        (0, True),
-        (2, False),
-        (0, False),
-    ]
-
-
-def test_pages_go_before_the_last_trace_of_whose_requests_they_show(place: Place) -> None:
-    """A release of 20 days: its oldest lines of the log go 30 days after it began, not after it ended."""
-    place.runs.texts = {"long": ""}
-    ended(place, "2", "long", NOW - 11 * DAY, took_s=20 * DAY)
-    assert retain(place.bench()).reports == 1
-    assert place.runs.texts == {}
-
-
-def test_one_that_ended_after_others_of_its_time_is_not_forgotten(place: Place) -> None:
-    place.runs.texts = {"old": "", "late": ""}
-    ended(place, "2", "old", NOW - 40 * DAY)
-    assert retain(place.bench()).reports == 1
-    ended(place, "3", "late", NOW + DAY, took_s=35 * DAY)
-    place.clock.now += 2 * DAY
-    assert retain(place.bench()).reports == 1
-    assert place.runs.texts_asked == ["old", "late"]
-
-
-def test_pages_of_releases_and_evaluations_go_as_reports_do_and_are_asked_for_once(place: Place) -> None:
-    ended(place, "2", "old", NOW - 500 * DAY)
-    ended(place, "3", "gone", NOW - 400 * DAY)
-    ended(place, "4", "new", NOW - DAY)
-    place.runs.alone["alone"] = NOW - 450 * DAY
-    place.runs.is_away = True
-    assert retain(place.bench()).reports == 0
-    place.runs.is_away = False
-    assert retain(place.bench()).reports == 7
-    kept = {"decisions.json"}
-    assert place.runs.pages == {"old": kept, "alone": kept, "new": set(MADE)}
-    assert place.runs.texts == {"new": ""}
-    assert place.runs.asked == ["gone", "old", "alone"]
-    assert retain(place.bench()).reports == 0
-    assert place.runs.asked == ["gone", "old", "alone"], "what was deleted is not asked for again"
-    place.clock.now += 370 * DAY
-    retain(place.bench())
-    assert place.runs.pages["new"] == kept
-    assert place.runs.texts == {}
-
-
 def test_old_lines_of_the_access_log_become_a_hole_and_cursors_stay_true(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     with path.open("w") as log:
@@ -410,30 +317,6 @@ def test_cached_copies_of_data_go_as_captures_do_with_a_line_in_the_trail(place:
     place.settings.policy_path("flights").write_text(json.dumps(for_ever))
     assert "kept" in retain_copies(place.settings, ["flights"], now=NOW + 900 * DAY)
     assert (copies / "scores" / "new.npy").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # MLflow's own, of its client and its database
-def test_evaluations_without_a_release_are_found_in_mlflow_by_their_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.chdir(tmp_path)
-    runs = Runs(uri)
-    ids = {}
-    for name in ("flights-v1-1", "flights-v1-evaluation-20260101T000000", "flights-v2-evaluation-running"):
-        ids[name] = runs.open_run("flights", name, {})
-        if "running" not in name:
-            runs.close_run(ids[name], status="FINISHED", tags={})
-    runs.log_text(ids["flights-v1-evaluation-20260101T000000"], "evaluation.html", "<p>page</p>")
-    wanted = "flights-v%-evaluation-%"
-    now = time.time()
-    assert runs.ended_runs("flights", wanted, since=0, before=now - 3600) == []
-    found = runs.ended_runs("flights", wanted, since=0, before=now + 60)
-    assert found == [ids["flights-v1-evaluation-20260101T000000"]]
-    assert runs.ended_runs("nowhere", wanted, since=0, before=now) == []
-    assert [runs.delete(found[0], "evaluation.html") for _ in range(2)] == [True, False]
 
 
 def test_a_large_log_of_a_program_that_runs_keeps_its_end(tmp_path: Path) -> None:
