@@ -138,7 +138,7 @@ class Lab:
     def forget(self, name: str) -> None:
         """Stop an endpoint's replicas and remove it, so that its ports are free again."""
         for program in [one for one in self.supervisor.states() if one.startswith(f"replica-{name}-")]:
-            self.supervisor.remove(program)
+            self.supervisor.remove(program, wait_s=90)  # a signal between fork and exec is lost
         shutil.rmtree(self.settings.slots_dir / name, ignore_errors=True)
         (self.settings.gateway_dir / "endpoints" / f"{name}.json").unlink(missing_ok=True)
 

@@ -67,6 +67,47 @@ def plain(document: Any) -> Any:
     return [plain(one) for one in document] if isinstance(document, list) else document
 
 
+_GROW = {"content", "text", "arguments", "reasoning"}
+
+
+def whole(found: dict[str, Any]) -> dict[str, Any]:
+    """Outcomes with every stream joined."""
+    streams = {name for name, one in found.items() if isinstance(one, list) and isinstance(one[0], dict)}
+    return {name: joined(one) if name in streams else one for name, one in found.items()}
+
+
+def joined(chunks: list[Any]) -> list[Any]:
+    """A stream's chunks, those of one answer as one: an engine that is ahead sends two tokens at once."""
+    kept: list[Any] = []
+    answers: dict[int, Any] = {}
+    for chunk in chunks:
+        index = chunk["choices"][0]["index"] if chunk["choices"] else None
+        if index is None or index not in answers:
+            kept.append(chunk)
+        if index is not None:
+            join(answers.setdefault(index, chunk), chunk)
+    return kept
+
+
+def join(whole: Any, part: Any) -> None:
+    """Add a later part of an answer to what came before it."""
+    if whole is part:
+        return
+    for name, value in part.items():
+        if isinstance(value, dict) and isinstance(whole.get(name), dict):
+            join(whole[name], value)
+        elif name == "choices":
+            join(whole[name][0], value[0])
+        elif name == "tool_calls" and value and whole.get(name):
+            for call in value:
+                before = next((one for one in whole[name] if one["index"] == call["index"]), None)
+                whole[name].append(call) if before is None else join(before, call)
+        elif name in _GROW:
+            whole[name] = (whole.get(name) or "") + (value or "")
+        elif value is not None or name not in whole:
+            whole[name] = value
+
+
 def refused(error: openai.APIError) -> Any:
     """An error as the client shows it; one that ends a stream has no status."""
     return type(error).__name__, getattr(error, "status_code", None), plain(error.body)

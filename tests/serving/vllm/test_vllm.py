@@ -18,7 +18,7 @@ from serving.endpoint import Slot
 from tests.serving.gateway.lab import Lab, eventually, lab_settings
 from tests.serving.llm.bare import await_models, bare_engine
 from tests.serving.llm.conftest import NAME, Chat
-from tests.serving.llm.parity import ASKED, outcomes, outcomes_async
+from tests.serving.llm.parity import ASKED, outcomes, outcomes_async, whole
 
 pytestmark = [
     pytest.mark.slow,
@@ -75,8 +75,8 @@ def real(tmp_path_factory: pytest.TempPathFactory, bare: str) -> Iterator[Chat]:
 
 def test_the_gateway_behaves_as_vllm_by_itself(real: Chat, bare: str) -> None:
     await_models(bare, 500)
-    ours, theirs = outcomes(str(real.client.base_url), real.lab.key), outcomes(bare, "none")
-    assert ours == theirs
+    ours = outcomes(str(real.client.base_url), real.lab.key)
+    assert whole(ours) == whole(outcomes(bare, "none"))
     assert ours["chat"]["usage"]["completion_tokens"] > 0
     assert ours["unknown model"][:2] == ("NotFoundError", 404)
     assert ours["bad type"][:2] == ("BadRequestError", 400)
@@ -85,8 +85,8 @@ def test_the_gateway_behaves_as_vllm_by_itself(real: Chat, bare: str) -> None:
 def test_the_asynchronous_client_sees_the_same(real: Chat, bare: str) -> None:
     await_models(bare, 500)
     ours = outcomes_async(str(real.client.base_url), real.lab.key)
-    assert ours == outcomes_async(bare, "none")
-    assert ours["stream"]
+    assert whole(ours) == whole(outcomes_async(bare, "none"))
+    assert len(ours["stream"]) > 2, "it streams"
 
 
 def test_requests_are_measured_and_split(real: Chat) -> None:
