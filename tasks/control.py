@@ -57,15 +57,16 @@ def pause(settings: Settings, endpoint: str) -> str:
 
     Before its ramp a release holds when it gets there. Raises `Refused` where none runs or waits.
     """
-    release = _open_release(Bench.open(endpoint, settings))
+    bench = Bench.open(endpoint, settings)
+    release = _open_release(bench)
     if release.state not in (ReleaseState.RUNNING, ReleaseState.WAITING):
         raise Refused(
             f"{release.id} is {release.state} at share 0: nothing runs that could pause. "
             f"Next: interlock resume {endpoint}, or interlock abort {endpoint}"
         )
     if release.stage is Stage.CANARY:
-        return _ask(settings, endpoint, "pause", "holds at its present share; watching goes on")
-    return _ask(settings, endpoint, "pause", f"is in stage {release.stage}; it holds before its first share")
+        return _ask(bench, "pause", "holds at its present share; watching goes on")
+    return _ask(bench, "pause", f"is in stage {release.stage}; it holds before its first share")
 
 
 def resume(settings: Settings, endpoint: str) -> str:
@@ -73,9 +74,9 @@ def resume(settings: Settings, endpoint: str) -> str:
     bench = Bench.open(endpoint, settings)
     release = _open_release(bench)
     if release.owner and release.owner_until >= bench.clock():
-        return _ask(settings, endpoint, "", "goes on")
+        return _ask(bench, "", "goes on")
     waiting.refuse_second_run(settings, release)
-    _ask(settings, endpoint, "", "goes on")
+    _ask(bench, "", "goes on")
     return f"resumed: {start_release(settings, endpoint, release.version, reason='resumed')}"
 
 
@@ -119,12 +120,11 @@ def _pair(version: str | int) -> Pair:
         raise Refused(str(error)) from error
 
 
-def _ask(settings: Settings, endpoint: str, request: str, effect: str) -> str:
-    bench = Bench.open(endpoint, settings)
+def _ask(bench: Bench, request: str, effect: str) -> str:
     release = bench.journal.ask(_open_release(bench).id, request)
     if release.request != request:
         raise Refused(
-            f"{release.id} was asked to end before; that stands. Next: interlock abort {endpoint} ends it "
+            f"{release.id} was asked to end before; that stands. Next: interlock abort {bench.name} ends it "
             "where nothing runs, interlock status shows it"
         )
     return f"{release.id} {effect}"

@@ -79,18 +79,13 @@ def hide_users(path: Path, endpoint: str, users: Collection[str]) -> tuple[int, 
 
 def forgotten_requests(path: Path, endpoint: str) -> set[str]:
     """The ids of an endpoint's requests whose users were hidden, by this call's like or an earlier one's."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return set()
-    with file:
-        return {
-            named[1].decode()
-            for _, lines in _whole_lines(file.fileno())
-            for found in _USER.finditer(lines)
-            if found[1] == endpoint.encode() and not found[2].strip(b"0")
-            if (named := _named(lines, found)) is not None
-        }
+    return {
+        named[1].decode()
+        for lines in _lines_of(path)
+        for found in _USER.finditer(lines)
+        if found[1] == endpoint.encode() and not found[2].strip(b"0")
+        if (named := _named(lines, found)) is not None
+    }
 
 
 def _named(lines: bytes, user: re.Match[bytes]) -> re.Match[bytes] | None:
@@ -100,17 +95,23 @@ def _named(lines: bytes, user: re.Match[bytes]) -> re.Match[bytes] | None:
 
 def logged_tenants(path: Path, endpoint: str) -> set[str]:
     """Every tenant whose requests an endpoint's lines tell of."""
+    return {
+        found[2].decode()
+        for lines in _lines_of(path)
+        for found in _TENANT.finditer(lines)
+        if found[1] == endpoint.encode()
+    }
+
+
+def _lines_of(path: Path) -> Generator[bytes]:
+    """The whole lines of a log, many at a time; none where there is no log."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
-        return set()
+        return
     with file:
-        return {
-            found[2].decode()
-            for _, lines in _whole_lines(file.fileno())
-            for found in _TENANT.finditer(lines)
-            if found[1] == endpoint.encode()
-        }
+        for _, lines in _whole_lines(file.fileno()):
+            yield lines
 
 
 def _whole_lines(file: int) -> Generator[tuple[int, bytes]]:
