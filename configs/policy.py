@@ -71,6 +71,12 @@ class Replicas(Section):
     start_timeout_s: float = Field(
         default=120, gt=0, description="A replica not healthy after this fails the deployment."
     )
+    start_early: bool = Field(
+        default=False,
+        description="Start the candidate while it is evaluated: faster, but the version that is kept warm for a "
+        "rollback goes before the candidate has passed. Language models that are judged by their answers "
+        "always start first.",
+    )
     batch: Batch | None = Field(default=None, description="Join waiting requests (rows must be independent).")
 
 
@@ -347,7 +353,7 @@ def _lacking(policy: Policy) -> list[str]:
         found.append("capture.spool.personal needs capture.personal, which says what is taken out")
     if policy.capture.personal and policy.platform != "local":
         found.append("capture.personal needs platform: local: elsewhere no process of ours records")
-    found += [*_rehearsal_lacks(policy), *_words_lack(policy)]
+    found += [*_start_early_lacks(policy), *_rehearsal_lacks(policy), *_words_lack(policy)]
     guards = policy.serving.guards
     if guards.is_active and (policy.platform != "local" or not policy.serving.is_llm):
         found.append("serving.guards needs platform: local and serving.runtime vllm or api")
@@ -376,6 +382,22 @@ def _lacking(policy: Policy) -> list[str]:
             for key, wanted in captured.items()
             if wanted is not None
         ]
+    return found
+
+
+def _start_early_lacks(policy: Policy) -> list[str]:
+    """What has to come before a candidate's replicas are started."""
+    found: list[str] = []
+    if policy.replicas.start_early and policy.approval.required and policy.approval.before == "shadow":
+        found.append(
+            "replicas.start_early starts a version before a person said yes: set approval.before: canary, or "
+            "leave start_early out"
+        )
+    if policy.replicas.start_early and "staging" in policy.environments:
+        found.append(
+            "replicas.start_early starts a version before staging has measured what a replica bears: leave "
+            "start_early out, or environments.staging"
+        )
     return found
 
 

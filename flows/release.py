@@ -13,6 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from pydantic import NonNegativeInt
 
+from tasks.early_start import starting_early
 from tasks.endings import named_state
 from tasks.stages import (
     Ended,
@@ -79,10 +80,11 @@ def release_model(
 
 def advance(release: Release) -> Ended:
     """The stages in their order; each returns a verdict, and only PASS leads on."""
-    open_run(release)
-    # A language model is judged by what its replica answers, so it is placed first; at zero share either way.
-    row = place_candidate(release) if release.judged_in_place else None
-    evidence = verdict = evaluate(release)
+    with starting_early(release):
+        open_run(release)
+        # A language model is judged by what its replica answers: it is placed first, at zero share either way.
+        row = place_candidate(release) if release.judged_in_place else None
+        evidence = verdict = evaluate(release)
     if verdict.passed and has_staging(release):
         verdict = stage(release)
     if verdict.passed and approval_comes_first(release):

@@ -28,8 +28,8 @@ from tasks.changes import (
 )
 
 
-def place(bench: Bench, release: ReleaseRow, *, first: bool) -> EndpointRow:
-    """Put the release's version into its slot at zero share, healthy and warm.
+def place(bench: Bench, release: ReleaseRow, *, first: bool, word: str = "placed") -> EndpointRow:
+    """Put the release's version into its slot at zero share, healthy and warm; the trail has it as `word`.
 
     A new generation fences whatever an earlier run of this release may still do. The version
     that kept the slot warm until now (the champion before the last) is retired. `first` places
@@ -55,7 +55,7 @@ def place(bench: Bench, release: ReleaseRow, *, first: bool) -> EndpointRow:
         row = next_generation(bench, row, **{f"{slot.value}_version": release.version})
     bench.journal.record(
         bench.name,
-        "placed",
+        word,
         who=release.owner,
         now=bench.clock(),
         release_id=release.id,

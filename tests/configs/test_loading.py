@@ -74,6 +74,19 @@ def test_a_wrong_file_is_refused_in_words(tmp_path: Path, old: str, new: str, ke
     assert len(found) <= 2
 
 
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ("approval: {required: true, before: shadow}", "before a person said yes: set approval.before: canary"),
+        ("environments: {staging: {owner: me@example.org}}", "before staging has measured"),
+    ],
+)
+def test_a_start_before_what_has_to_come_first_is_refused(tmp_path: Path, extra: str, words: str) -> None:
+    text = VALID + "replicas: {start_early: true}\n"
+    assert load_policy(write(tmp_path, text)).replicas.start_early
+    assert words in "".join(problems(tmp_path, f"{text}{extra}\n").values())
+
+
 def test_every_problem_is_named_at_once_with_its_line(tmp_path: Path) -> None:
     text = VALID.replace("bake_s: 60", "bake: 60").replace("label: late", "lable: late")
     with pytest.raises(PolicyInvalid) as caught:
