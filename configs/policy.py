@@ -73,9 +73,9 @@ class Replicas(Section):
     )
     start_early: bool = Field(
         default=False,
-        description="Start the candidate while it is evaluated: faster, but the version that is kept warm for a "
-        "rollback goes before the candidate has passed. Language models that are judged by their answers "
-        "always start first.",
+        description="Start the candidate while it is evaluated: faster, but the version that is kept warm "
+        "for a rollback goes before the candidate has passed. Language models that are judged by their "
+        "answers always start first.",
     )
     batch: Batch | None = Field(default=None, description="Join waiting requests (rows must be independent).")
 

@@ -82,7 +82,7 @@ def advance(release: Release) -> Ended:
     """The stages in their order; each returns a verdict, and only PASS leads on."""
     with starting_early(release):
         open_run(release)
-        # A language model is judged by what its replica answers: it is placed first, at zero share either way.
+        # A language model is judged by what its replica answers: it is placed first, at zero share too.
         row = place_candidate(release) if release.judged_in_place else None
         evidence = verdict = evaluate(release)
     if verdict.passed and has_staging(release):

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from benchmarks.cores import cpu_s, family
 from benchmarks.gateway.clients import Target
 from configs.settings import Settings
 from serving.endpoint import Slot
@@ -29,7 +30,6 @@ _BODY = (
     '{"dataframe_records":[' + ",".join('{"carrier":"UA","distance":1400,"hour":5}' for _ in range(23)) + "]}"
 )
 _JSON = {"content-type": "application/json"}
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Subject:
 
     def cpu_s(self) -> float:
         """CPU time that the gateway has used so far."""
-        return sum(_cpu_s(pid) for pid in self.pids)
+        return cpu_s(self.pids)
 
 
 @dataclass(slots=True)
@@ -144,7 +144,7 @@ def _full_gateway(stack: ExitStack, folder: Path, upstream: int) -> Subject:
     process, key = start_full_gateway(stack, settings, ports, concurrency=256)
     headers = {**_JSON, "x-api-key": key, "x-user-id": "user-4711"}
     target = Target(settings.gateway_port, "/flights/invocations", headers, _BODY)
-    return Subject("Interlock's gateway", target, _family(process.pid))
+    return Subject("Interlock's gateway", target, family(process.pid))
 
 
 def _bare_haproxy(stack: ExitStack, folder: Path, upstream: int) -> Subject:
@@ -159,7 +159,7 @@ def _bare_haproxy(stack: ExitStack, folder: Path, upstream: int) -> Subject:
     )
     binary = haproxy_binary(bench_settings(folder))
     process = started(stack, [str(binary), "-f", str(config), "-db"], port)
-    return Subject("HAProxy, bare", Target(port, "/invocations", _JSON, _BODY), _family(process.pid))
+    return Subject("HAProxy, bare", Target(port, "/invocations", _JSON, _BODY), family(process.pid))
 
 
 def _nginx(stack: ExitStack, folder: Path, upstream: int, binary: str) -> Subject:
@@ -180,7 +180,7 @@ def _nginx(stack: ExitStack, folder: Path, upstream: int, binary: str) -> Subjec
         "  }\n}\n"
     )
     process = started(stack, [binary, "-c", str(config), "-p", str(own)], port)
-    return Subject("nginx, bare", Target(port, "/invocations", _JSON, _BODY), _family(process.pid))
+    return Subject("nginx, bare", Target(port, "/invocations", _JSON, _BODY), family(process.pid))
 
 
 def _python_proxy(stack: ExitStack, upstream: int) -> Subject:
@@ -188,14 +188,3 @@ def _python_proxy(stack: ExitStack, upstream: int) -> Subject:
     command = [sys.executable, "-m", "benchmarks.gateway.proxy", str(port), str(upstream)]
     process = started(stack, command, port)
     return Subject("aiohttp proxy", Target(port, "/invocations", _JSON, _BODY), (process.pid,))
-
-
-def _family(pid: int) -> tuple[int, ...]:
-    """A process and its children."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return (pid, *(int(child) for child in children))
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS

@@ -4,8 +4,9 @@ They are measured in turn, round by round, so that a busy machine slows all alik
 medians over the rounds of the difference within a round. The model's layers make a token as slow as a real
 model's on a GPU (some 10 ms): beside a token of one millisecond the gateway weighs ten times as much, and
 client, gateway and vLLM's two processes share two cores here, unless `--own-core` keeps the engine apart from
-everything else. Streams are read as raw bytes: a client's
-parsing would weigh more than what is measured.
+everything else. Streams are read as raw bytes: a client's parsing would weigh more than what is measured.
+The second vLLM by itself says how far two engines of the same making are apart. CPU time is that of vLLM's
+API server and of the gateway, the engine's own not counted: what stands between client and engine.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ _PROMPT = "Where is my parcel? It should have arrived two days ago. " * 4
 
 @dataclass(slots=True)
 class Round:
-    """One subject's streams of one round. Milliseconds; `tokens` of all streams in `seconds`."""
+    """One subject's streams of one round. Milliseconds; `tokens` and `cpu_s` of all streams in `seconds`."""
 
     ttft: list[float] = field(default_factory=list)
     itl: list[float] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
+    cpu_s: float = 0.0
     failed: int = 0
 
     @property
@@ -70,8 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(
         f"{told.rounds} rounds of {told.streams} streams, {told.concurrency} at a time, {_TOKENS} tokens each"
     )
-    direct, *ours = rounds
-    for name in ours:
+    direct, *others = rounds
+    for name in others:
         console.print(f"{name}: {_difference(rounds[direct], rounds[name])}", markup=False, soft_wrap=True)
     return 1 if any(one.failed for found in rounds.values() for one in found) else 0
 
@@ -97,9 +99,9 @@ async def _round(session: aiohttp.ClientSession, subject: Subject, streams: int,
         for _ in numbers:
             await _stream(session, subject, done)
 
-    began = time.perf_counter()
+    began, cpu_s = time.perf_counter(), subject.cpu_s()
     await asyncio.gather(*(in_turn() for _ in range(concurrency)))
-    done.seconds = time.perf_counter() - began
+    done.seconds, done.cpu_s = time.perf_counter() - began, subject.cpu_s() - cpu_s
     return done
 
 
@@ -131,14 +133,15 @@ async def _stream(session: aiohttp.ClientSession, subject: Subject, done: Round)
 
 
 def _table(rounds: dict[str, list[Round]]) -> Table:
-    table = Table("", "TTFT p50", "p99", "between tokens p50", "p99", "tokens/s", box=None, pad_edge=False)
+    columns = ("", "TTFT p50", "p99", "between tokens p50", "p99", "tokens/s", "CPU a token")
+    table = Table(*columns, box=None, pad_edge=False)
     for name, found in rounds.items():
         ttft = [value for one in found for value in one.ttft]
         itl = [value for one in found for value in one.itl]
         rate = statistics.median(one.tokens_per_s for one in found)
-        table.add_row(
-            name, *(f"{_quantile(v, q):.2f} ms" for v in (ttft, itl) for q in (0.5, 0.99)), f"{rate:.0f}"
-        )
+        cpu_us = sum(one.cpu_s for one in found) / sum(one.tokens for one in found) * 1e6
+        times = (f"{_quantile(v, q):.2f} ms" for v in (ttft, itl) for q in (0.5, 0.99))
+        table.add_row(name, *times, f"{rate:.0f}", f"{cpu_us:.0f} us")
     return table
 
 

@@ -1,4 +1,7 @@
-"""One set of weights, served twice: by vLLM alone, and by vLLM with capture, without and with the gateway."""
+"""One set of weights, served three times: twice by vLLM alone, once with capture, with and without gateway.
+
+Two engines of the same making differ by some per cent on one machine; the second one shows by how much.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from benchmarks.cores import find_children, pin
+from benchmarks.cores import cpu_s, family, find_children, find_server, pin
 from benchmarks.gateway.subjects import free_port
 from configs.policy import Policy
 from configs.settings import Settings
@@ -26,7 +30,7 @@ from tests.serving.llm.bare import await_models, bare_engine
 
 NAME = "chat"
 _START_WAIT_S = 500.0
-_ENGINES = 2
+_ENGINES = 3
 _ENGINE_TITLE = "VLLM::EngineCore"
 _POLICY = {
     "endpoint": NAME,
@@ -52,16 +56,21 @@ _POLICY = {
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Where a client of the OpenAI API finds one of them."""
+    """Where a client of the OpenAI API finds one of them. `pids` stand between it and the engine's core."""
 
     name: str
     base_url: str
     api_key: str
+    pids: tuple[int, ...]
+
+    def cpu_s(self) -> float:
+        """CPU seconds of vLLM's API server, and of the gateway where it is in between, so far."""
+        return cpu_s(self.pids)
 
 
 @contextmanager
 def lineup(folder: Path, layers: int, *, own_core: bool) -> Iterator[tuple[Subject, ...]]:
-    """vLLM itself, then the same with capture, then that behind the gateway; all end with the context.
+    """vLLM itself, another, one with capture, then that behind the gateway; all end with the context.
 
     `own_core`: the engines compute on the last core, and everything else, this process too, on the others.
     """
@@ -89,7 +98,10 @@ def lineup(folder: Path, layers: int, *, own_core: bool) -> Iterator[tuple[Subje
     )
     with ExitStack() as stack:
         stack.callback(supervisor.shutdown)
-        alone = stack.enter_context(bare_engine(command, weights, NAME, folder / "vllm.log", *flags))
+        alone, again = (
+            stack.enter_context(bare_engine(command, weights, NAME, folder / f"vllm-{one}.log", *flags))
+            for one in range(2)
+        )
         refresh_gateway(settings)
         key = Keys(settings).create("bench")
         supervisor.start_daemon()
@@ -100,7 +112,8 @@ def lineup(folder: Path, layers: int, *, own_core: bool) -> Iterator[tuple[Subje
         endpoint = LocalEndpoint(NAME, Policy.model_validate(_POLICY), settings, supervisor)
         endpoint.deploy(Slot.BLUE, "1", uri="models:/m-1")
         endpoint.apply(Route(NAME, 1, Slot.BLUE, "1"))
-        await_models(alone, _START_WAIT_S)
+        for url in (alone, again):
+            await_models(url, _START_WAIT_S)
         if own_core:
             engines = find_children(_ENGINE_TITLE, str(folder))
             if len(engines) != _ENGINES:
@@ -108,8 +121,21 @@ def lineup(folder: Path, layers: int, *, own_core: bool) -> Iterator[tuple[Subje
             for engine in engines:
                 pin(engine, {engine_core})
         port = next(one.replicas[0].port for one in SlotFiles(settings).every() if one.slot is Slot.BLUE)
+        captured = f"http://{settings.host}:{port}/v1"
+        gateway = family(supervisor.processes()[gateway_program(settings).name].pid)
         yield (
-            Subject("vLLM itself", alone, "none"),
-            Subject("with capture", f"http://127.0.0.1:{port}/v1", "none"),
-            Subject("with capture and gateway", f"{settings.gateway_url}/{NAME}/v1", key),
+            *(_direct(name, url) for name, url in (("vLLM itself", alone), ("vLLM itself, another", again))),
+            _direct("with capture", captured),
+            Subject(
+                "with capture and gateway",
+                f"{settings.gateway_url}/{NAME}/v1",
+                key,
+                (find_server(port), *gateway),
+            ),
         )
+
+
+def _direct(name: str, url: str) -> Subject:
+    port = urlsplit(url).port
+    assert port is not None
+    return Subject(name, url, "none", (find_server(port),))

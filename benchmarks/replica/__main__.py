@@ -24,7 +24,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.cores import pin
+from benchmarks.cores import cpu_s, pin
 from benchmarks.replica import capture
 
 CONNECTIONS = 16
@@ -43,8 +43,7 @@ class Server:
 
     def cpu_s(self) -> float:
         """User and system time so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_s([self.process.pid])
 
 
 def main() -> int:

@@ -77,7 +77,10 @@ def test_a_wrong_file_is_refused_in_words(tmp_path: Path, old: str, new: str, ke
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        ("approval: {required: true, before: shadow}", "before a person said yes: set approval.before: canary"),
+        (
+            "approval: {required: true, before: shadow}",
+            "before a person said yes: set approval.before: canary",
+        ),
         ("environments: {staging: {owner: me@example.org}}", "before staging has measured"),
     ],
 )
