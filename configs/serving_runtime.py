@@ -18,6 +18,7 @@ from configs.section import URL_PATTERN, VARIABLE_PATTERN, Section, Text
 
 Runtime = Literal["pyfunc", "vllm", "api"]
 Provider = Literal["openai", "anthropic", "vertex", "bedrock", "compatible"]
+_BLOCKED, _CUT_SHORT = "content_filter", "length"
 _NO_GAUGES = "disable-log-stats"
 _OPTION = re.compile(r"[a-z][a-z0-9_.-]*")
 _OWN_OPTIONS = {
@@ -251,6 +252,11 @@ class Serving(Section):
     )
     engine: EngineLimits = Field(default_factory=EngineLimits, description="The engine's gauges as gates.")
     guards: Guards = Field(default_factory=Guards, description="Limits and checks before a language model.")
+    cut_short_is_failure: bool = Field(
+        default=False,
+        description="An answer whose tokens were used up before its end (finish_reason length) is a failure "
+        "of its version, for shadow, canary and watch.",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Serving:
@@ -267,6 +273,10 @@ class Serving(Section):
             raise ValueError(
                 f"serving.{section} has no meaning with serving.runtime pyfunc: set it to {section}"
             )
+        if self.cut_short_is_failure and not self.is_llm:
+            raise ValueError(
+                "serving.cut_short_is_failure is for language models: set serving.runtime to vllm or api"
+            )
         if self.engine.is_set and not self.is_llm:
             raise ValueError("serving.engine is for language models: set serving.runtime to vllm or api")
         if self.engine.is_set and not self.vllm.tells_gauges:
@@ -275,6 +285,18 @@ class Serving(Section):
                 "or leave out serving.engine"
             )
         return self
+
+    @property
+    def failing_ends(self) -> frozenset[str]:
+        """The finish reasons that make an answer with status 200 a failure of its version."""
+        return frozenset(
+            reason
+            for reason, counts in (
+                (_BLOCKED, self.guards.blocked_is_failure),
+                (_CUT_SHORT, self.cut_short_is_failure),
+            )
+            if counts and self.is_llm
+        )
 
     @property
     def is_llm(self) -> bool:

@@ -188,7 +188,7 @@ class LocalEndpoint:
             frame = with_measures(
                 frame,
                 self._settings.measures_dir / self.name,
-                blocked_is_failure=self._policy.serving.guards.blocked_is_failure,
+                failing_ends=self._policy.serving.failing_ends,
             )
         return Observations(frame, part.cursor, dict(in_flight))
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from configs.policy import Policy
-from serving.capture.streams import BLOCKED, read_usage
+from serving.capture.streams import read_usage
 from serving.completions import TEXT_PATHS, unstreamed
 from serving.endpoint import FAULTS, REFUSALS, Exchange, Reply, Slot
 from serving.errors import Refused, ServingError
@@ -176,13 +176,16 @@ def failed(status: int) -> bool:
 
 
 def is_failure(policy: Policy, reply: Reply) -> bool:
-    """Whether a reply to a copy is the version's failure, as it would be live: broken or blocked ones too."""
-    if failed(reply.status):
-        return True
-    if not policy.serving.is_llm or reply.status != 200:
+    """Whether a reply to a copy is the version's failure, as it would be live."""
+    return failed(reply.status) or (reply.status == 200 and is_bad_answer(policy, reply.body))
+
+
+def is_bad_answer(policy: Policy, body: bytes) -> bool:
+    """Whether an answer with status 200 is a failure: words that broke off, or ended as they must not."""
+    if not policy.serving.is_llm:
         return False
-    told = read_usage(reply.body)
-    return told.broken or (policy.serving.guards.blocked_is_failure and told.finish_reason == BLOCKED)
+    told = read_usage(body)
+    return told.broken or told.finish_reason in policy.serving.failing_ends
 
 
 def recent_requests(bench: Bench, count: int) -> list[Exchange]:

@@ -20,7 +20,6 @@ from evals.decisions import pair_summary
 from evals.looks import LatencyThresholds
 from evals.shadow import PairCounts, ShadowJudge, count_slower, no_shadow, out_of_time
 from evals.verdict import Outcome, Verdict
-from serving.capture.streams import read_usage
 from serving.endpoint import TOO_BUSY, Endpoint, Reply, Slot
 from serving.gateway.log_erasing import forgotten_requests
 from serving.gateway.places import access_log_path
@@ -28,6 +27,7 @@ from serving.records import LookRow, Stage
 from serving.replay import Batch, EndpointAsker, Pair, Replayer, Side
 from tasks.bench import Bench
 from tasks.model_api import ModelApiError
+from tasks.previous import is_bad_answer
 from tasks.release import Release
 from tasks.text_pairs import TextPairs
 from tasks.trail import DIFFERENCES
@@ -243,9 +243,9 @@ def _bad_sides(policy: Policy, pair: Pair) -> tuple[bool, bool]:
 
 
 def _is_bad(policy: Policy, status: int, body: bytes) -> bool:
-    """Whether an answer is the version's failure: none, a server error, too busy, or words that broke off."""
-    if status == 200 and policy.serving.is_llm:
-        return read_usage(body).broken
+    """Whether an answer is the version's failure: none, a server error, too busy, or broken words."""
+    if status == 200:
+        return is_bad_answer(policy, body)
     return status in (0, TOO_BUSY) or status >= 500
 
 
@@ -256,7 +256,7 @@ def _refuses_what_was_fine(pair: Pair) -> bool:
 
 def _what_failed(reply: Reply) -> str:
     return (
-        f"status {reply.status}, and the answer broke off"
+        f"status {reply.status}, and the answer broke off, or was blocked or cut short"
         if reply.status == 200
         else f"status {reply.status}"
     )

@@ -45,10 +45,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=4, help="of one measurement")
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--rollbacks", type=int, default=50)
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a configuration of HAProxy to measure in the same rounds; @PORT@ (its own), @UPSTREAM@ (the "
+        "server's) and @FOLDER@ (the file's) are filled in; it is asked for /flights/invocations with the "
+        "key `bench`",
+    )
     options = parser.parse_args(arguments)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="interlock-bench-") as folder:
-        with lineup(Path(folder)) as line:
+        with lineup(Path(folder), options.beside) as line:
             runs = _rounds(line, Path(folder), options, console)
         failures = _print_throughput(line, runs, console)
     if options.rollbacks:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,14 +54,15 @@ class Lineup:
 
 
 @contextmanager
-def lineup(folder: Path) -> Iterator[Lineup]:
-    """Start everything in a folder; all of it ends with the context."""
+def lineup(folder: Path, beside: Sequence[Path] = ()) -> Iterator[Lineup]:
+    """Start everything in a folder; all ends with the context. `beside`: configurations of HAProxy."""
     with ExitStack() as stack:
         upstream = free_port()
         started(stack, [sys.executable, "-m", "benchmarks.gateway.upstream", str(upstream), "1"], upstream)
         line = Lineup([Subject("direct", Target(upstream, "/invocations", _JSON, _BODY))])
         line.subjects.append(_bare_haproxy(stack, folder, upstream))
         line.subjects.append(_full_gateway(stack, folder, upstream))
+        line.subjects += [_of_file(stack, folder, upstream, config) for config in beside]
         nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
         if nginx:
             line.subjects.append(_nginx(stack, folder, upstream, nginx))
@@ -160,6 +161,19 @@ def _bare_haproxy(stack: ExitStack, folder: Path, upstream: int) -> Subject:
     binary = haproxy_binary(bench_settings(folder))
     process = started(stack, [str(binary), "-f", str(config), "-db"], port)
     return Subject("HAProxy, bare", Target(port, "/invocations", _JSON, _BODY), family(process.pid))
+
+
+def _of_file(stack: ExitStack, folder: Path, upstream: int, given: Path) -> Subject:
+    """A configuration of somebody's own, asked as ours is, with the API key `bench`."""
+    port = free_port()
+    own = folder / given.stem
+    own.mkdir()
+    config = own / "haproxy.cfg"
+    text = given.read_text().replace("@PORT@", str(port)).replace("@UPSTREAM@", str(upstream))
+    config.write_text(text.replace("@FOLDER@", str(given.parent.resolve())))
+    process = started(stack, [str(haproxy_binary(bench_settings(own))), "-f", str(config), "-db"], port)
+    headers = {**_JSON, "x-api-key": "bench", "x-user-id": "user-4711"}
+    return Subject(given.name, Target(port, "/flights/invocations", headers, _BODY), family(process.pid))
 
 
 def _nginx(stack: ExitStack, folder: Path, upstream: int, binary: str) -> Subject:

@@ -5,8 +5,8 @@ medians over the rounds of the difference within a round. The model's layers mak
 model's on a GPU (some 10 ms): beside a token of one millisecond the gateway weighs ten times as much, and
 client, gateway and vLLM's two processes share two cores here, unless `--own-core` keeps the engine apart from
 everything else. Streams are read as raw bytes: a client's parsing would weigh more than what is measured.
-The second vLLM by itself says how far two engines of the same making are apart. CPU time is that of vLLM's
-API server and of the gateway, the engine's own not counted: what stands between client and engine.
+All three ask one engine, the first one around its capture: two engines of the same making were 5% apart. CPU
+time is that of vLLM's API server and of the gateway, the engine's own not counted.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ async def _stream(session: aiohttp.ClientSession, subject: Subject, done: Round)
         "ignore_eos": True,
         "stream": True,
     }
-    headers = {"authorization": f"Bearer {subject.api_key}", "content-type": "application/json"}
+    headers = {"content-type": "application/json", **subject.headers}
     began = time.perf_counter()
     url = f"{subject.base_url}/chat/completions"
     async with session.post(url, data=json.dumps(body), headers=headers) as reply:

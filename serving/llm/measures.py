@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.capture.recorder import DRAIN_S, MEASURES_SECONDS_MAX
 from serving.capture.segments import list_segments
-from serving.capture.streams import BLOCKED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +30,7 @@ def with_measures(
     frame: pd.DataFrame,
     folder: Path,
     *,
-    blocked_is_failure: bool = True,
+    failing_ends: Collection[str] = (),
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> pd.DataFrame:
@@ -39,8 +38,7 @@ def with_measures(
 
     `service_ms` becomes the time to the last byte as the replica saw it: the gateway's own, to the
     first byte of the answer, says nothing of a stream. A broken answer counts as `failed`: the gateway
-    sees a 200. So does a blocked one where `blocked_is_failure`: a version whose answers are kept back more
-    often does harm.
+    sees a 200. So does one that ended for a reason in `failing_ends`: the policy's, blocked or cut short.
     """
     import pandas as pd
 
@@ -71,8 +69,7 @@ def with_measures(
     joined["failed"] |= pd.Series(
         [line.get("broken") is True for line in found], index=frame.index, dtype=bool
     )
-    if blocked_is_failure:
-        joined["failed"] |= pd.Series([end == BLOCKED for end in ends], index=frame.index, dtype=bool)
+    joined["failed"] |= pd.Series([end in failing_ends for end in ends], index=frame.index, dtype=bool)
     whole = pd.Series([line.get("service_ms") for line in found], index=frame.index, dtype="float64")
     joined["service_ms"] = whole.fillna(frame["total_ms"]).astype("float64")
     return joined

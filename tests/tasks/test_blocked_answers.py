@@ -36,6 +36,17 @@ def test_broken_answers_to_copies_fail() -> None:
     assert not is_failure(policy("pyfunc"), broken)
 
 
+@pytest.mark.parametrize("counts", [True, False])
+def test_answers_that_were_cut_short_fail_where_the_policy_says_so(counts: bool) -> None:
+    serving = {"runtime": "vllm", "cut_short_is_failure": counts}
+    told = Policy.model_validate(valid_content() | {"serving": serving})
+    cut_short, ended = (BLOCKED.replace(b"content_filter", reason) for reason in (b"length", b"stop"))
+    assert is_failure(told, Reply(200, cut_short, 1.0)) is counts
+    assert not is_failure(told, Reply(200, ended, 1.0))
+    with pytest.raises(ValueError, match="is for language models"):
+        Policy.model_validate(valid_content() | {"serving": {"cut_short_is_failure": True}})
+
+
 def test_other_failures_stay() -> None:
     assert is_failure(policy("pyfunc"), Reply(500, b"", 1.0))
     assert is_failure(policy("pyfunc"), Reply(429, b"", 1.0))

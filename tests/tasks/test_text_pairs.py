@@ -167,7 +167,8 @@ def test_an_answer_that_breaks_off_is_a_failure_of_its_version(tmp_path: Path) -
     shadow = ShadowState(ShadowJudge(release.policy.shadow, 0.05, release.policy.canary.latency))
     shadow.texts = TextPairs(release, release.policy.shadow.text)
     whole, broken = streamed(LIKE), streamed(LIKE).replace(b'"stop"', b"null")
-    bodies = [(whole, whole), (broken, whole), (whole, broken), (broken, broken)]
+    blocked = streamed(LIKE).replace(b'"stop"', b'"content_filter"')
+    bodies = [(whole, whole), (broken, whole), (whole, broken), (broken, broken), (blocked, whole)]
     exchange = pair(LIKE).exchange
     pairs = [
         Pair(replace(exchange, response=champion), Reply(200, candidate, 5.0), Reply(200, champion, 4.0))
@@ -175,9 +176,9 @@ def test_an_answer_that_breaks_off_is_a_failure_of_its_version(tmp_path: Path) -
     ]
     pairs.append(Pair(replace(exchange, status=429), Reply(429, b"", 5.0)))
     counts = count_pairs(release, shadow, pairs)
-    assert (counts.both_fine, counts.candidate_bad, counts.champion_bad, counts.both_bad) == (1, 1, 1, 2)
+    assert (counts.both_fine, counts.candidate_bad, counts.champion_bad, counts.both_bad) == (1, 2, 1, 2)
     assert len(shadow.timed_ms) == 1
-    assert shadow.examples[0]["why"] == "status 200, and the answer broke off"
+    assert shadow.examples[0]["why"] == "status 200, and the answer broke off, or was blocked or cut short"
 
 
 def test_normalised_wants_the_same_words(tmp_path: Path) -> None:

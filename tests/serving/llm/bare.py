@@ -8,7 +8,7 @@ import os
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.gateway.subjects import free_port
@@ -22,13 +22,23 @@ VLLM_VARIABLES = {
 
 
 @contextlib.contextmanager
-def bare_engine(command: Sequence[str], model: Path, name: str, log: Path, *options: str) -> Iterator[str]:
+def bare_engine(
+    command: Sequence[str],
+    model: Path,
+    name: str,
+    log: Path,
+    *options: str,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[str]:
     """Its base URL, at once: it is still starting; see `await_models`. It ends with the context."""
     port = free_port()
     told = ["--model", str(model), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*command, *told, *options], env={**os.environ, **VLLM_VARIABLES}, stdout=out, stderr=out
+            [*command, *told, *options],
+            env={**os.environ, **VLLM_VARIABLES, **(variables or {})},
+            stdout=out,
+            stderr=out,
         )
     try:
         yield f"http://127.0.0.1:{port}/v1"

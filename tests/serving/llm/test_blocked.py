@@ -41,7 +41,8 @@ def test_blocked_answers_fail(tmp_path: Path, counts: bool) -> None:
     )
     # segments are found by when they were opened, which is now
     frame["time"] = int(next((tmp_path / "m").iterdir()).name.split(".")[1].split("-")[0]) / 1000
-    joined = with_measures(frame, tmp_path / "m", blocked_is_failure=counts, sleep=lambda _: None)
+    ends = ("content_filter",) if counts else ()
+    joined = with_measures(frame, tmp_path / "m", failing_ends=ends, sleep=lambda _: None)
     assert joined["failed"].tolist() == [False, counts, True]
     assert joined["failed"].dtype == bool
 
@@ -87,5 +88,8 @@ def test_answers_that_were_cut_short_are_known(tmp_path: Path) -> None:
         }
     )
     joined = with_measures(frame, tmp_path / "m", sleep=lambda _: None)
+    assert joined["failed"].tolist() == [False, False, True]
+    strict = with_measures(frame, tmp_path / "m", failing_ends=("length",), sleep=lambda _: None)
+    assert strict["failed"].tolist() == [False, True, True]
     assert joined["cut_short"].tolist()[:2] == [0.0, 1.0]
     assert joined["cut_short"].isna().tolist() == [False, False, True]
