@@ -12,7 +12,7 @@ from configs.loading import load_endpoint
 from configs.policy import Policy
 from configs.settings import Settings
 from serving.journal import Journal
-from serving.records import EndpointRow
+from serving.records import EndpointRow, ReleaseRow
 from tasks.messenger import Messenger
 from tasks.platforms import open_endpoint
 from tasks.prompt_registry import PairRegistry
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 def registry_of(policy: Policy, settings: Settings) -> Registry:
     """The registry of the policy's versions: of models, or of pairs of model and prompt."""
     return PairRegistry(settings, policy.prompt.name) if policy.prompt else Registry(settings)
+
+
+def stored_policy(release: ReleaseRow) -> Policy | None:
+    """The policy that a release began under; None for one of long ago, which today's rules refuse."""
+    try:
+        return Policy.model_validate(release.policy)
+    except ValueError:
+        return None
 
 
 class Bench:
@@ -62,20 +70,21 @@ class Bench:
     def rescue(cls, endpoint: str, settings: Settings) -> Bench:
         """The bench for a way back: a broken policy file must not stand in it.
 
-        An open release's stored policy comes first, then the file, then the newest release's.
+        An open release's stored policy comes first, then the file, then the newest release's. One that
+        was stored long ago, which today's rules refuse, must not stand in it either.
         """
         journal = Journal(settings.journal)
-        releases = journal.releases(endpoint)
+        newest = next(iter(journal.releases(endpoint)), None)
         journal.close()
-        stored = [Policy.model_validate(release.policy) for release in releases[:1]]
-        if stored and not releases[0].state.final:
-            return cls(stored[0], settings)
+        stored = stored_policy(newest) if newest is not None else None
+        if newest is not None and stored is not None and not newest.state.final:
+            return cls(stored, settings)
         try:
             return cls.open(endpoint, settings)
         except ConfigError:
-            if not stored:
+            if stored is None:
                 raise
-            return cls(stored[0], settings)
+            return cls(stored, settings)
 
     @property
     def name(self) -> str:

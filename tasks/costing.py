@@ -12,13 +12,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from configs.policy import Policy
 from configs.prices import machine_prices
 from evals.cost import Sighting, VersionCost, cost_an_hour, fleet_cost
 from serving.errors import ServingError
 from serving.journal import Journal
 from serving.records import LookRow, ReleaseRow, ReleaseState
-from tasks.bench import Bench
+from tasks.bench import Bench, stored_policy
 
 _LOG = logging.getLogger("interlock.cost")
 _FLEET = "fleet"
@@ -82,10 +81,9 @@ def release_cost(journal: Journal, release: ReleaseRow, *, now: float) -> dict[s
     is what the release cost on top of what served before, `dollars_an_hour` both fleets now;
     `kept_dollars` what keeping the old champion warm can cost after a promotion.
     """
-    try:
-        policy = Policy.model_validate(release.policy)
-    except ValueError:
-        return None  # a policy of long ago, with keys that are no more
+    policy = stored_policy(release)
+    if policy is None:
+        return None
     prices = machine_prices(policy)
     rows = journal.looks(release.id, _FLEET) if prices else []
     if not rows:

@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from configs.generation import Generation
-from configs.policy import Policy
 from evals.verdict import Verdict
 from serving.errors import Fenced, PlatformUnavailable, Refused
 from serving.journal import Journal
 from serving.records import ReleaseRow, ReleaseState, Stage
-from tasks.bench import Bench
+from tasks.bench import Bench, stored_policy
 from tasks.costing import Meter
 from tasks.environments import refuse_environment
 from tasks.fingerprint import engine
@@ -181,8 +180,8 @@ def open_release(
     """Start a release of a version, or resume the one that was interrupted.
 
     Raises `Refused` with the next step where another release is open, where the version already
-    serves, where it was rejected before (`again` with a `reason` overrides that), and for an
-    environment.
+    serves, where it was rejected before (`again` with a `reason` overrides that), where the one that was
+    interrupted has a policy that is refused by now, and for an environment.
     """
     refuse_environment(bench.settings, bench.name, version)
     row = bench.row()
@@ -204,11 +203,17 @@ def open_release(
             f"{existing.stage} (flow run {existing.flow_run_id}). Next: interlock status {bench.name}, then "
             f"interlock abort {bench.name} or wait"
         )
+    policy = stored_policy(existing)
+    if policy is None:
+        raise Refused(
+            f"{existing.id} began under a policy that is refused by now, so it cannot go on. Next: interlock "
+            f"abort {bench.name}, then interlock release {bench.name} {version}"
+        )
     claimed = bench.journal.claim(
         existing.id, owner, lease_s=CLAIM_S, now=bench.clock(), flow_run_id=flow_run_id
     )
     # A resumed release goes on under the policy that it began with: its evidence was counted by it.
-    bench.policy = Policy.model_validate(claimed.policy)
+    bench.policy = policy
     if claimed.champion != row.champion:
         # The champion changed while the release was interrupted: nothing it had shown still holds.
         claimed = bench.journal.update_release(

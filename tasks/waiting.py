@@ -10,6 +10,7 @@ import logging
 import time
 from typing import Any
 
+from configs.approval import Approval
 from configs.policy import Policy
 from configs.settings import Settings
 from evals.approval import Answer, judge_answers
@@ -39,7 +40,7 @@ def answers_of(bench: Bench, release: ReleaseRow) -> list[Answer]:
 def judge(bench: Bench, release: ReleaseRow, *, also: tuple[Answer, ...] = ()) -> Verdict:
     """What the answers so far, and those in `also`, amount to. Needs the release to have been asked."""
     registrants = [str(name) for name in _asked(bench, release).get("registrants", ())]
-    policy = Policy.model_validate(release.policy).approval
+    policy = _approval_of(release)
     answers = [*answers_of(bench, release), *also]
     return judge_answers(answers, registrants=registrants, approvers_min=policy.approvers_min)
 
@@ -85,7 +86,7 @@ def answer(settings: Settings, endpoint: str, *, is_yes: bool, who: str, reason:
     after = judge(bench, release, also=(Answer(is_yes, who, reason),))
     if is_yes and after == before:
         raise Refused(f"{release.id}: {who} has said yes already; it still {after.reason}")
-    policy = Policy.model_validate(release.policy).approval
+    policy = _approval_of(release)
     if is_yes and policy.approvers_min == 1 and not after.passed:
         raise Refused(f"{release.id}: {who} registered version {release.version}; it {after.reason}")
     body = {"decision": "approve" if is_yes else "reject", "name": who, "reason": reason}
@@ -157,6 +158,11 @@ def waiting_words(release: ReleaseRow, verdict: Verdict, *, since: float, until:
         f"{verdict.reason}; asked {_moment(since)}, rejected without an answer by {_moment(until)}. "
         f'Next: interlock approve {name} --reason "...", or interlock reject {name} --reason "..."'
     )
+
+
+def _approval_of(release: ReleaseRow) -> Approval:
+    """How the release's policy has people asked, whatever else of it is refused by now."""
+    return Approval.model_validate(release.policy.get("approval", {}), extra="ignore")
 
 
 def _asked(bench: Bench, release: ReleaseRow) -> dict[str, Any]:
