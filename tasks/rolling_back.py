@@ -151,7 +151,11 @@ def _return_to_previous(bench: Bench, row: EndpointRow, who: str, reason: str, f
     at, row = bench.clock(), bench.row()
     promoted = next(iter(bench.journal.releases(bench.name, version=row.champion)), None)
     pending = _attempt(
-        bench, row, lambda: transitions.return_to_previous(bench, promoted, who=who, reason=reason, at=at)
+        bench,
+        row,
+        lambda: transitions.return_to_previous(
+            bench, promoted, who=who, reason=reason, at=at, proven=warmed.version
+        ),
     )
     made = _report(bench, at, row.champion, row.other_version, warmed=warmed, pending=pending, proof=proof)
     return replace(made, unchecked=unchecked)

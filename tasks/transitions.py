@@ -162,18 +162,20 @@ def reject(
 
 
 def return_to_previous(
-    bench: Bench, release: ReleaseRow | None, *, who: str, reason: str, at: float
+    bench: Bench, release: ReleaseRow | None, *, who: str, reason: str, at: float, proven: str
 ) -> EndpointRow:
     """Undo a promotion: the warm previous champion becomes the default again.
 
-    Raises `Refused` where no previous version stands ready in the other slot.
+    Raises `Fenced` where the other slot holds another version than the one that was `proven` to answer: a
+    release may have put its candidate there meanwhile. `Refused` where it does not stand ready.
     """
     row = without_intent(bench)
     slot = row.default.sibling
     previous = row.version_in(slot)
-    if not previous:
-        raise Refused(
-            f"{bench.name}: no previous version is warm. Next: interlock release {bench.name} VERSION"
+    if previous != proven:
+        raise Fenced(
+            f"{bench.name}: slot {slot} holds version {previous or 'none'} by now, not {proven}. "
+            "Nothing was changed."
         )
     healthy = any(replica.healthy for replica in bench.endpoint.describe().replicas.get(slot, ()))
     if not healthy:

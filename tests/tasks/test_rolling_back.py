@@ -6,6 +6,7 @@ import json
 import threading
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -298,7 +299,30 @@ def test_endpoints_of_one_model_do_not_fight_over_its_alias(
     world.journal.create_endpoint("twin", now=1.0)
     sweeping.sweep_endpoint.fn("flights")
     assert world.registry.aliases["champion"] == "2", "nobody serves 9"
+    del world.registry.aliases["champion"]
+    sweeping.sweep_endpoint.fn("flights")
+    assert world.registry.aliases.get("champion") == "2", "the twin serves nothing, which is no version"
     world.registry.aliases["champion"] = "9"
     world.journal.change("twin", generation=0, new_generation=1, now=1.0, blue_version="9")
     sweeping.sweep_endpoint.fn("flights")
     assert world.registry.aliases["champion"] == "9", "the twin's last promotion"
+
+
+def test_a_candidate_that_was_placed_meanwhile_is_not_what_a_rollback_goes_to(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof takes up to 2 s, and a release may begin and be placed in them."""
+    prove, placed = rolling_back.prove_previous, list[str]()
+
+    def meanwhile(*args: Any, **named: Any) -> str:
+        proof = prove(*args, **named)
+        if not placed:
+            placed.append("3")
+            transitions.place(world.bench(), world.release("3"), first=False)
+        return proof
+
+    monkeypatch.setattr(rolling_back, "prove_previous", meanwhile)
+    report = roll_back(world)
+    assert (report.was, report.now) == ("3", "2"), "decided again: what is under way goes first"
+    assert world.serving() == ("2", 0)
+    world.consistent()

@@ -184,7 +184,7 @@ def rejection(world: World) -> Callable[[Bench], object]:
 def undoing(world: World) -> Callable[[Bench], object]:
     promotion(world)(world.bench())
     return lambda bench: transitions.return_to_previous(
-        bench, None, who="test", reason="harm", at=world.clock.now
+        bench, None, who="test", reason="harm", at=world.clock.now, proven="1"
     )
 
 

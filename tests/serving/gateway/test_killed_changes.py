@@ -93,7 +93,7 @@ class Story:
     def undoing(self, version: str) -> Callable[[Bench], object]:
         self.promotion(version)(self.bench())
         return lambda bench: transitions.return_to_previous(
-            bench, None, who="test", reason="harm", at=time.time()
+            bench, None, who="test", reason="harm", at=time.time(), proven=self.bench().row().other_version
         )
 
     def is_one_story(self, champion: str) -> None:
