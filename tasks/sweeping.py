@@ -94,6 +94,8 @@ def _retire_free(bench: Bench, slot: Slot) -> bool:
 
 def _is_anothers(bench: Bench, version: str) -> bool:
     """Whether another endpoint of this model serves a version: an alias is the model's, not an endpoint's."""
+    if not version:
+        return False  # the alias is gone; an endpoint that never served has no champion either
     policies, _ = load_policies(bench.settings.policy_dir.expanduser().resolve())
     names = {name for name, one in policies.items() if one.model == bench.policy.model} - {bench.name}
     return any(row.champion == version for row in bench.journal.endpoints() if row.name in names)
