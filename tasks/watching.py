@@ -89,10 +89,13 @@ def watch(benches: Sequence[Bench], *, run_s: float | None = None) -> Iterator[W
             reports.put(None)
 
     with ThreadPoolExecutor(max(1, len(benches)), thread_name_prefix="watch") as pool:
-        for bench in benches:
-            pool.submit(contextvars.copy_context().run, run, bench)
-        for _ in benches:
-            yield from iter(reports.get, None)
+        try:
+            for bench in benches:
+                pool.submit(contextvars.copy_context().run, run, bench)
+            for _ in benches:
+                yield from iter(reports.get, None)
+        finally:
+            busy.clear()  # whoever stops listening, or is told to end, must not wait until the time is over
 
 
 def _looks(bench: Bench, busy: set[str], run_s: float | None) -> Iterator[WatchReport]:
@@ -112,12 +115,7 @@ def _looks(bench: Bench, busy: set[str], run_s: float | None) -> Iterator[WatchR
 
 def _tell_of_gap(bench: Bench) -> None:
     """Tell where nobody has looked at the endpoint for long: harm of that time came to nobody's notice."""
-    try:
-        kept = bench.journal.state(bench.name, WATCH)
-    except ServingError as error:
-        _LOG.info("%s: when it was last looked at is not known: %s", bench.name, error)
-        return
-    gap_s = bench.clock() - kept.time if kept else 0.0
+    gap_s = _unseen_s(bench)
     if gap_s > _GAP_S + bench.policy.watch.look_every_s:
         alert(
             bench,
@@ -129,6 +127,16 @@ def _tell_of_gap(bench: Bench) -> None:
         )
 
 
+def _unseen_s(bench: Bench) -> float:
+    """How long ago the endpoint was last looked at; 0 for never, and where the journal does not answer."""
+    try:
+        kept = bench.journal.state(bench.name, WATCH)
+    except ServingError as error:
+        _LOG.info("%s: when it was last looked at is not known: %s", bench.name, error)
+        return 0.0
+    return bench.clock() - kept.time if kept else 0.0
+
+
 def look(bench: Bench) -> WatchReport:
     """One look, with all that follows from it. Foreseen trouble is an ERROR in the report."""
     try:
@@ -136,13 +144,13 @@ def look(bench: Bench) -> WatchReport:
     except Fenced as error:
         return _no_look(bench, Outcome.INCONCLUSIVE, f"somebody else was first: {error}")
     except ServingError as error:
-        kept = bench.journal.state(bench.name, WATCH)
-        if kept is not None and bench.clock() - kept.time > _BLIND_AFTER_S:
+        blind_s = _unseen_s(bench)
+        if blind_s > _BLIND_AFTER_S:
             alert(
                 bench,
                 "critical",
-                f"the watch is blind since {bench.clock() - kept.time:.0f} s: {error}",
-                numbers={"blind_s": bench.clock() - kept.time},
+                f"the watch is blind since {blind_s:.0f} s: {error}",
+                numbers={"blind_s": blind_s},
                 next_step="interlock doctor",
                 key="watch-blind",
             )

@@ -443,3 +443,18 @@ def test_latency_harm_goes_back_too(tmp_path: Path) -> None:
     report = world.look()
     assert report.step == "ROLL_BACK", report
     assert "latency/p95" in report.reason
+
+
+def test_a_journal_that_is_away_is_an_error_of_the_look(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.watched()
+    bench = world.bench()
+
+    def away(*_: object, **__: object) -> None:
+        raise PlatformUnavailable("the journal does not answer")
+
+    for name in ("endpoint", "state"):
+        monkeypatch.setattr(bench.journal, name, away)
+    report = look(bench)
+    assert (report.outcome, report.reason) == ("ERROR", "the journal does not answer")

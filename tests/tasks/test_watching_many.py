@@ -85,3 +85,13 @@ def test_a_run_looks_as_often_as_the_policy_says(world: World) -> None:
     reports = list(watch([bench], run_s=30))
     assert len(reports) == 7
     assert [report.requests for report in reports] == [0, *[250] * 6]
+
+
+def test_whoever_stops_listening_does_not_wait_until_the_time_is_over(world: World) -> None:
+    """So ends a flow run that is cancelled, and a stack that is taken down."""
+    slow, other = two_endpoints(world)
+    began, run_s = other.clock(), 5_000
+    reports = watch([slow, other], run_s=run_s)
+    next(reports)
+    reports.close()  # type: ignore[attr-defined]
+    assert other.clock() - began < run_s
