@@ -204,9 +204,12 @@ def _rehearse(
         return next(iter(bench.journal.releases(bench.name, version=version)), None)
 
     if fault not in _AT_ONCE:
-        _await(
-            bench, lambda: _ramping(release()), policy.timeout_s, f"the release of {fault} is in its canary"
-        )
+        what = f"the release of {fault} is in its canary"
+        _await(bench, lambda: _ramping(release()) or _is_over(release()), policy.timeout_s, what)
+        if (early := release()) is not None and _is_over(early):
+            raise NotHealthy(
+                f"{early.id} ended as {early.state} before its canary: {early.reason}; no fault began"
+            )
         began = time.time()
         switch.touch()
     else:
@@ -242,14 +245,8 @@ def _rehearse(
 
 
 def _ramping(release: ReleaseRow | None) -> bool:
-    """Whether the canary has looked at live traffic. Raises where the release ended before."""
-    if release is None:
-        return False
-    if release.state is not ReleaseState.RUNNING and release.stage is not Stage.EVALUATE:
-        raise NotHealthy(
-            f"{release.id} ended as {release.state} before its canary: {release.reason}; no fault began"
-        )
-    return release.stage is Stage.CANARY and release.progress.get("look", 0) >= 2
+    """Whether the canary has looked at live traffic."""
+    return release is not None and release.stage is Stage.CANARY and release.progress.get("look", 0) >= 2
 
 
 def _is_over(release: ReleaseRow | None) -> bool:

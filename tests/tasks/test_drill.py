@@ -231,3 +231,20 @@ def test_two_drills_of_one_endpoint_do_not_take_each_others_key(theatre: Theatre
         with pytest.raises(Refused, match="is being drilled"):
             theatre.run()
     assert len(theatre.keys.every()) == 1
+
+
+def test_a_release_that_ends_before_its_canary_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path)
+    world.first_champion()
+    monkeypatch.setattr(drill, "register_version", lambda *_: "2")
+    release = world.release("2")
+    rejected = {"state": ReleaseState.REJECTED, "reason": "the rows have changed"}
+    world.journal.end_release(release.id, now=world.clock.now, **rejected)  # type: ignore[arg-type]
+    began = world.clock.now
+    with pytest.raises(
+        NotHealthy, match="ended as REJECTED before its canary: the rows have changed; no fault"
+    ):
+        drill._rehearse(world.bench(), Drill(), "errors", "1", tmp_path / "switch", DrillTraffic())
+    assert world.clock.now - began < 1
