@@ -136,7 +136,10 @@ def retain_logs(settings: Settings, names: list[str], *, now: float) -> str:
     of a program that runs keeps its end only, whatever the policies say.
     """
     for path in settings.logs_dir.glob("*.log"):
-        bound_log(path)
+        try:
+            bound_log(path)
+        except OSError as error:  # a full disk, say, which the rest makes room on
+            _LOG.warning("%s stays as large as it is: %s", path, error)
     try:
         policies = _policies(settings, names)
     except ConfigError as error:

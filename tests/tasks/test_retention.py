@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -367,3 +368,20 @@ def test_a_release_under_way_keeps_its_lines(place: Place) -> None:
     place.bench().journal.add_release("flights", "2", champion="1", policy={}, now=NOW - 50 * DAY)
     retain_logs(place.settings, ["flights"], now=NOW)
     assert len(place.requests()) == 60
+
+
+def test_a_log_that_cannot_be_cut_keeps_nothing_else_from_going(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk, say: there the rest is what makes room."""
+    place.settings.policy_dir.mkdir()
+    place.settings.policy_path("flights").write_text(json.dumps(place.policy.model_dump(mode="json")))
+    place.settings.logs_dir.mkdir(parents=True, exist_ok=True)
+    (place.settings.logs_dir / "large.log").write_text("x")
+
+    def full(_path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tasks.retention.bound_log", full)
+    retain_logs(place.settings, ["flights"], now=NOW)
+    assert set(place.requests()["request_id"].str[:3]) == {"new"}
