@@ -280,6 +280,9 @@ def _enter_first_share(release: Release, ramp: _Ramp) -> None:
         except TransientError as error:
             _bear(release, ramp, error)
             release.bench.sleep(release.bench.policy.canary.look_every_s)
+        except LeaseExpired as error:
+            ramp.lapsed = str(error)  # given, but not confirmed in time: the first look enters it afresh
+            return
         else:
             ramp.trouble_since = None
             return

@@ -385,6 +385,31 @@ def test_an_expired_lease_is_held_and_entered_afresh(world: World, monkeypatch: 
     assert any(line.what == "lease expired" for line in world.journal.audit("flights", limit=500))
 
 
+def test_a_first_share_that_ran_out_before_it_was_confirmed_is_entered_afresh(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The platform goes away in the middle of the first grant, for longer than a lease."""
+    world.add("2", Version())
+    apply, alive, away_until = world.endpoint.apply, ramp.check_alive, [0.0]
+
+    def breaks_off(route: Route) -> None:
+        if route.share_bp and not away_until[0]:
+            away_until[0] = world.clock.now + world.policy.canary.lease_s + 10
+            raise PlatformUnavailable("the platform is away for a moment")
+        apply(route)
+
+    def not_seen(*args: Any) -> None:
+        if world.clock.now < away_until[0]:
+            raise PlatformUnavailable("the platform is away for a moment")
+        alive(*args)
+
+    monkeypatch.setattr(world.endpoint, "apply", breaks_off)
+    monkeypatch.setattr(ramp, "check_alive", not_seen)
+    world.on_second = world.keep_claim
+    assert run("2").name == "Promoted"
+    assert any(line.what == "lease expired" for line in world.journal.audit("flights", limit=500))
+
+
 @pytest.mark.parametrize("held_s", [0, 20], ids=["before-the-soak", "in-the-soak"])
 def test_what_passes_without_the_share_is_no_soak(
     world: World, monkeypatch: pytest.MonkeyPatch, held_s: int
