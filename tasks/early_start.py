@@ -7,8 +7,8 @@ standing, and says what is wrong where the head start failed.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from tasks import transitions
@@ -22,15 +22,22 @@ _LOG = logging.getLogger("interlock.early_start")
 def starting_early(release: Release) -> Generator[None]:
     """Start the candidate beside what runs inside; leaving waits until it stands or could not start.
 
-    Waits also where the inside raised: what ends the release then finds the slot at rest. A first
-    champion is not started early, for nothing may stand in the default slot before it has passed.
+    Waits also where the inside raised: what ends the release then finds the slot at rest. Only a process
+    that is told to end does not wait: nothing more happens to the release in it, and whoever goes on with
+    that places the candidate again. A first champion is not started early, for nothing may stand in the
+    default slot before it has passed.
     """
     if release.first or release.judged_in_place or not release.bench.policy.replicas.start_early:
         yield
         return
-    with ThreadPoolExecutor(1, thread_name_prefix=f"start-{release.row.id}") as thread:
-        thread.submit(_start, release)
+    thread = threading.Thread(target=_start, args=(release,), name=f"start-{release.row.id}", daemon=True)
+    thread.start()
+    try:
         yield
+    except Exception:
+        thread.join()
+        raise
+    thread.join()
 
 
 def _start(release: Release) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from serving.errors import NotHealthy
 from serving.records import ReleaseState
 from tasks import early_start
 from tasks.bench import Bench
+from tasks.release import open_release
 from tests.flows.world import Version, World
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
@@ -129,3 +131,35 @@ def test_a_version_that_cannot_start_rejects_nothing(world: World) -> None:
     assert run("2").name == "Interrupted"
     assert world.newest().state is ReleaseState.INTERRUPTED
     assert world.serving() == ("1", 0)
+
+
+def test_a_process_that_is_told_to_end_does_not_wait_for_the_start(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stops a flow run kills it if it does not end within seconds; a start may take minutes."""
+    world.add("2", Version())
+    bench = world.bench()
+    release = open_release(bench, "2", again=False, reason="", flow_run_id="told", owner="me")
+    starts, may_go_on = threading.Event(), threading.Event()
+    deploy = world.endpoint.deploy
+
+    def slow(*args: Any, **named: Any) -> None:
+        starts.set()
+        assert may_go_on.wait(_WAIT_S)
+        deploy(*args, **named)
+
+    monkeypatch.setattr(world.endpoint, "deploy", slow)
+
+    def is_told_to_end() -> None:
+        with early_start.starting_early(release):
+            assert starts.wait(_WAIT_S)
+            raise KeyboardInterrupt  # as Prefect's TerminationSignal is, no Exception
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        is_told_to_end()
+    assert time.monotonic() - began < _WAIT_S
+    may_go_on.set()
+    (thread,) = [one for one in threading.enumerate() if one.name == f"start-{release.row.id}"]
+    thread.join(_WAIT_S)
+    assert not thread.is_alive()
