@@ -76,6 +76,11 @@ class Cost(Section):
             raise ValueError("evaluation.cost needs a limit: max_usd, margin or both")
         return self
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether the price of a call follows from the time that one takes."""
+        return self.per_call_usd is None and self.calls_per_s is None
+
 
 class Leakage(Section):
     """Held-out rows that the version has learnt from prove nothing."""
@@ -172,3 +177,8 @@ class Evaluation(Section):
         if twice:
             raise ValueError(f"evaluation.metrics names {', '.join(twice)} more than once")
         return self
+
+    @property
+    def times_calls(self) -> bool:
+        """Whether a budget depends on how long single calls take where the evaluation runs."""
+        return self.latency_ms != LatencyBudget() or (self.cost is not None and self.cost.is_measured)

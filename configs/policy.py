@@ -74,8 +74,8 @@ class Replicas(Section):
     start_early: bool = Field(
         default=False,
         description="Start the candidate while it is evaluated: faster, but the version that is kept warm "
-        "for a rollback goes before the candidate has passed. Language models that are judged by their "
-        "answers always start first.",
+        "for a rollback goes before the candidate has passed, and from then on the watch alerts where it "
+        "would have gone back. Language models that are judged by their answers always start first.",
     )
     batch: Batch | None = Field(default=None, description="Join waiting requests (rows must be independent).")
 
@@ -397,6 +397,13 @@ def _start_early_lacks(policy: Policy) -> list[str]:
         found.append(
             "replicas.start_early starts a version before staging has measured what a replica bears: leave "
             "start_early out, or environments.staging"
+        )
+    evaluation = policy.evaluation
+    times_calls = isinstance(evaluation, Evaluation) and evaluation.times_calls
+    if policy.replicas.start_early and policy.platform == "local" and times_calls:
+        found.append(
+            "replicas.start_early loads the machine on which evaluation.latency_ms and cost time calls: "
+            "leave start_early out, or these budgets"
         )
     return found
 

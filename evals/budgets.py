@@ -19,7 +19,7 @@ _CALLS_MIN = {"p50": 10, "p95": 20, "p99": 100}
 def calls_wanted(policy: Evaluation) -> int:
     """How many single calls the policy's budgets need timed; 0 where nothing depends on it."""
     asked = [calls for name, calls in CALLS_PER_QUANTILE.items() if getattr(policy.latency_ms, name)]
-    if policy.cost is not None and _is_measured(policy.cost):
+    if policy.cost is not None and policy.cost.is_measured:
         asked.append(CALLS_PER_QUANTILE["p50"])
     return max(asked, default=0)
 
@@ -27,7 +27,7 @@ def calls_wanted(policy: Evaluation) -> int:
 def champion_is_timed(policy: Evaluation) -> bool:
     """Whether the champion's calls matter for a decision: its cost is compared and measured."""
     cost = policy.cost
-    return cost is not None and cost.margin is not None and _is_measured(cost)
+    return cost is not None and cost.margin is not None and cost.is_measured
 
 
 def judge_latency(policy: Evaluation, candidate_ms: ArrayLike, champion_ms: ArrayLike) -> Iterator[Finding]:
@@ -85,10 +85,6 @@ def judge_cost(policy: Evaluation, candidate_ms: ArrayLike, champion_ms: ArrayLi
             f"a call costs ${mine:.3g}, the champion's ${other:.3g}, the policy allows {cost.margin:.0%} more"
         )
         yield Finding("cost against champion", outcome, reason, candidate=mine, champion=other, units=units)
-
-
-def _is_measured(cost: Cost) -> bool:
-    return cost.per_call_usd is None and cost.calls_per_s is None
 
 
 def _latency(

@@ -82,12 +82,15 @@ def test_a_wrong_file_is_refused_in_words(tmp_path: Path, old: str, new: str, ke
             "before a person said yes: set approval.before: canary",
         ),
         ("environments: {staging: {owner: me@example.org}}", "before staging has measured"),
+        ("  latency_ms: {p95: 250}", "latency_ms and cost time calls"),
+        ("  cost: {per_hour_usd: 1, margin: 0.1}", "latency_ms and cost time calls"),
     ],
 )
 def test_a_start_before_what_has_to_come_first_is_refused(tmp_path: Path, extra: str, words: str) -> None:
     text = VALID + "replicas: {start_early: true}\n"
     assert load_policy(write(tmp_path, text)).replicas.start_early
-    assert words in "".join(problems(tmp_path, f"{text}{extra}\n").values())
+    wrong = text.replace("shadow:\n", f"{extra}\nshadow:\n") if extra[0] == " " else f"{text}{extra}\n"
+    assert words in "".join(problems(tmp_path, wrong).values())
 
 
 def test_every_problem_is_named_at_once_with_its_line(tmp_path: Path) -> None:
