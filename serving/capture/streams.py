@@ -15,6 +15,7 @@ from typing import Any, cast
 
 _ASKS = b'{"stream_options":{"include_usage":true},'
 _DONE = b"[DONE]"
+_BROKE_OFF = "the stream was ended before its answer was"
 
 BLOCKED = "content_filter"
 """The finish reason of an answer that a guard, ours or the provider's, kept back."""
@@ -105,16 +106,16 @@ def is_stream(body: bytes) -> bool:
 def join_stream(body: bytes) -> bytes:
     """A stream as the document that the same request would have got without streaming.
 
-    Unlike the events it can be redacted by the names of its fields, and is a tenth of their size.
+    One that was ended before its answer was has an `error`, for the document alone would not tell. Unlike
+    the events it can be redacted by the names of its fields, and is a tenth of their size.
     """
     return json.dumps(_joined(body)).encode()  # ASCII: a lone surrogate would have no bytes
 
 
 def read_usage(response: bytes, apart: bytes = b"") -> Usage:
     """What an answer with status 200 says of itself, streamed or not. `apart` is a usage event kept apart."""
-    is_joined = is_stream(response)
     try:
-        document: Any = _joined(response) if is_joined else json.loads(response)
+        document: Any = _joined(response) if is_stream(response) else json.loads(response)
         counts: Any = (json.loads(apart) if apart else document).get("usage") or {}
         choices: Any = document.get("choices") or [{}]
         reasons = [str(choice.get("finish_reason") or "") for choice in choices]
@@ -122,7 +123,7 @@ def read_usage(response: bytes, apart: bytes = b"") -> Usage:
             _count(counts.get("prompt_tokens")),
             _count(counts.get("completion_tokens")),
             BLOCKED if BLOCKED in reasons else reasons[0],
-            bool(document.get("error")) or (is_joined and not all(reasons)),
+            bool(document.get("error")),
         )
     except (ValueError, AttributeError, TypeError, KeyError, IndexError, RecursionError):
         return Usage()
@@ -195,6 +196,9 @@ def _joined(body: bytes) -> dict[str, Any]:
         for choice in _objects(event.get("choices")):
             _add(choices.setdefault(_index(choice), {}), choice)
     joined["choices"] = [{"index": index, **choice} for index, choice in sorted(choices.items())]
+    ends = [choice.get("finish_reason") for choice in joined["choices"]]
+    if not joined.get("error") and not (ends and all(ends)):
+        joined["error"] = {"message": _BROKE_OFF}
     return joined
 
 

@@ -11,6 +11,7 @@ from serving.capture.streams import (
     Pace,
     Usage,
     asking_for_usage,
+    is_stream,
     join_stream,
     measure,
     read_usage,
@@ -162,6 +163,8 @@ ERROR = event({"error": {"message": "EngineCore died", "code": 500}})
 )
 def test_a_200_may_be_no_answer(answer: bytes, broken: bool) -> None:
     assert read_usage(answer).broken == broken
+    if is_stream(answer):  # so that a spool without personal data tells it as well
+        assert read_usage(join_stream(answer)).broken == broken
 
 
 def test_strata_follow_the_request_alone() -> None:
