@@ -25,7 +25,7 @@ from serving.model_cache import fetch_once
 _DEPTH_MAX = 4
 _HUB = "hf:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_FIXED_MODEL = re.compile(r"models:/([^/@]+/\d+|m-[0-9a-f]+)")
+_FIXED_MODEL = re.compile(r"models:/([^/@]+/\d+(/.+)?|m-[0-9a-f]+)")
 _RUNTIMES: tuple[Runtime, ...] = ("pyfunc", "vllm", "api")
 
 

@@ -67,7 +67,9 @@ def test_a_name_at_the_hub_needs_a_commit(folder: Path) -> None:
             found(says(folder, weights=f"hf:org/llama{moving}"))
 
 
-@pytest.mark.parametrize("reference", ["models:/llama@champion", "models:/llama/latest"])
+@pytest.mark.parametrize(
+    "reference", ["models:/llama@champion", "models:/llama/latest", "models:/llama@champion/3"]
+)
 def test_a_registered_model_needs_a_version(folder: Path, reference: str) -> None:
     with pytest.raises(NotServable, match=r"may come to mean another version.*Next: models:/NAME/VERSION"):
         found(says(folder, weights=reference))
@@ -79,7 +81,12 @@ def test_a_folder_of_this_machine_is_served_where_it_is(folder: Path) -> None:
     assert not (folder.parent / "cache").exists()
 
 
-def test_a_reference_is_downloaded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "reference", ["s3://weights/llama", "models:/llama/3", "models:/llama/3/weights/int8"]
+)
+def test_a_reference_is_downloaded_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+) -> None:
     asked: list[str] = []
 
     def download(*, artifact_uri: str, dst_path: str, tracking_uri: str) -> str:
@@ -87,11 +94,11 @@ def test_a_reference_is_downloaded_once(folder: Path, monkeypatch: pytest.Monkey
         return str(put(Path(dst_path) / "llama", "config.json"))
 
     monkeypatch.setattr("mlflow.artifacts.download_artifacts", download)
-    says(folder, weights="s3://weights/llama")
+    says(folder, weights=reference)
     first = found(folder)
     assert (Path(first.weights) / "config.json").exists()
     assert found(folder) == first
-    assert asked == ["s3://weights/llama"]
+    assert asked == [reference]
 
 
 def test_a_download_that_failed_leaves_nothing_and_says_why(
