@@ -232,7 +232,11 @@ def _load_test(
     from configs.environments import policy_in
     from tasks.load_run import budget_of
 
-    there = policy_in(Policy.model_validate(record.policy, extra="ignore"), STAGING)
+    try:
+        there = policy_in(Policy.model_validate(record.policy, extra="ignore"), STAGING)
+    except ValueError:  # pydantic's
+        note = "as stored: the policy of then is refused by now, and with it what the load test went by"
+        return _reported(Stage.STAGE.value, concluded or {"outcome": "", "reason": ""}, note)
     assert there.load_test is not None
     steps = [LoadStep.from_dict(look.stats) for look in looks]
     made = judge_load(steps, there.load_test, budget_of(there), replicas=there.replicas.count)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from evals.decisions import Difference
+from evals.decisions import Difference, Recorded
 from evals.verdict import Outcome, Verdict
 from serving.errors import Refused
 from serving.journal_schema import LOOKS, RELEASES
@@ -23,10 +23,11 @@ from tasks.documents import decisions
 from tasks.evaluation import evaluate_candidate
 from tasks.ramp import run_canary
 from tasks.release import Release, open_release
-from tasks.replaying import KEPT, ReplayTold, read_record, replay_release
+from tasks.replaying import KEPT, ReleaseRecord, ReplayTold, read_record, replay_release
 from tasks.shadowing import run_shadow
 from tests.flows.world import Version, World, failing
 from tests.tasks import test_watching
+from tests.tasks.test_transitions import POLICY
 
 
 def served(folder: Path) -> World:
@@ -325,3 +326,14 @@ def test_a_watchs_decision_comes_out_again_from_what_it_was_made_from(tmp_path: 
     engine.dispose()
     found = difference(replay_release(read_record(watched.settings, name)), "watch")
     assert (found.look, found.stored.partition(":")[0]) == (1, decided)
+
+
+def test_a_load_test_under_a_policy_of_long_ago_is_reported_as_it_was_stored() -> None:
+    policy = POLICY.model_dump(mode="json") | {"serving": {"engine": {"waiting": 4}}}
+    verdict = {"outcome": "PASS", "reason": "borne", "findings": []}
+    record = ReleaseRecord(
+        "flights-v2-1", "ABORTED", "", "", policy, {"stage": verdict}, {"stage": [Recorded(1, 1.0, {})]}, 1
+    )
+    told = replay_release(record).stages[0]
+    assert (told.how, told.outcome, told.reason, told.difference) == ("reported", "PASS", "borne", None)
+    assert "refused by now" in told.note
