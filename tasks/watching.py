@@ -173,8 +173,9 @@ def _look(bench: Bench) -> WatchReport:
     counts = _read(bench, row, memory)
     now = bench.clock()
     harms = memory.judge.look(counts, now=now)
-    if not harms:
+    if not harms or not memory.spool:  # while there is harm the requests of its time are kept at hand
         move_spool(bench, memory, now)
+    if not harms:
         memory.cells, memory.asked_at, memory.asks = {}, 0.0, 0
     store(bench, memory)  # before anything follows from it: whoever read the same requests stops here
     verdict = memory.judge.verdict(counts, now)

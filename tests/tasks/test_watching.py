@@ -110,6 +110,20 @@ def test_harm_that_only_the_new_version_has_goes_back(world: World) -> None:
     assert len(world.alerts()) == 1, "nobody is told of the budget that the harm spent"
 
 
+def test_harm_that_a_new_champion_has_from_its_first_second_goes_back(world: World) -> None:
+    world.watched()
+    release, _ = world.ramping("3")
+    transitions.promote(world.bench(), release, who="test", reason="good")
+    world.endpoint.behave("3", failing(0.2))
+    seen: list[WatchReport] = []
+    while len(seen) < 4 and not (seen and seen[-1].rollback):
+        world.seconds(5)
+        seen.append(world.look())
+    assert {report.outcome for report in seen} == {"FAIL"}
+    assert [report.step for report in seen] == ["ASK", "ROLL_BACK"]
+    assert world.serving() == ("2", 0)
+
+
 def test_harm_on_both_versions_does_not_go_back_and_says_why(world: World) -> None:
     world.watched()
     for version in ("1", "2"):
