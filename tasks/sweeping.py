@@ -23,6 +23,8 @@ from tasks.staging import clear, staging_of
 
 _LOG = logging.getLogger("interlock.sweep")
 _SWEEPER = "reconcile"
+_CLAIM_WAIT_S = 600.0
+"""So long a flow run that was started has to claim its release, before another one is started."""
 
 
 def endpoints_to_sweep() -> list[str]:
@@ -118,19 +120,16 @@ def start_missed_release(endpoint: str) -> list[str]:
         return []
     if any(release.version == version for release in bench.journal.releases(endpoint)):
         return []  # it was tried: only a person starts it again
-    if not _seen_before(bench, version):
+    waits, started = f"candidate {version} waits", f"candidate {version} started"
+    now = bench.clock()
+    if not bench.journal.audit(endpoint, what=(waits,), limit=1):
+        bench.journal.record(endpoint, waits, who=_SWEEPER, now=now)
         return []  # its event is probably on its way; the next sweep acts
+    if bench.journal.audit(endpoint, what=(started,), since=now - _CLAIM_WAIT_S, limit=1):
+        return []  # its flow run is on its way to claim the release
     url = start_release(bench.settings, endpoint, version, reason="alias candidate found by the sweep")
+    bench.journal.record(endpoint, started, who=_SWEEPER, now=now, flow_run_url=url)
     return [f"{endpoint}: started the release of version {version}: {url}"]
-
-
-def _seen_before(bench: Bench, version: str) -> bool:
-    """Whether an earlier sweep saw this candidate wait; notes it where not."""
-    what = f"candidate {version} waits"
-    lines = [line for line in bench.journal.audit(bench.name, limit=50) if line.what == what]
-    if not lines:
-        bench.journal.record(bench.name, what, who=_SWEEPER, now=bench.clock())
-    return bool(lines)
 
 
 @task(name="make safe", cache_policy=NO_CACHE)
