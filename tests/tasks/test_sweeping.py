@@ -13,9 +13,7 @@ from tests.tasks.test_watching import World
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path)
-    monkeypatch.setattr(
-        sweeping.Bench, "open", classmethod(lambda _cls, _name, _settings=None: made.bench())
-    )
+    monkeypatch.setattr(sweeping.Bench, "open", classmethod(lambda _cls, _name, _settings=None: made.bench()))
     return made
 
 
