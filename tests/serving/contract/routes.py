@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 
+import pandas as pd
 import pytest
 
 from serving.endpoint import Endpoint, Observations, Route, Slot
@@ -33,6 +34,11 @@ def needs(endpoint: Endpoint, **capabilities: bool) -> None:
     for name, wanted in capabilities.items():
         if bool(getattr(endpoint.capabilities, name)) is not wanted:
             pytest.skip(f"{type(endpoint).__name__}: {name} is not {wanted}")
+
+
+def as_sent(frame: pd.DataFrame) -> pd.DataFrame:
+    """Observations in the order of their requests: with several threads a gateway may log them in another."""
+    return frame.sort_values("time", kind="stable", ignore_index=True)
 
 
 def settled(endpoint: Endpoint, cursor: str, rows: int) -> Observations:

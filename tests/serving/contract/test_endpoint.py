@@ -10,7 +10,7 @@ import pytest
 from serving.endpoint import Endpoint, Route, Slot
 from serving.errors import Fenced, LeaseExpired, NotHealthy, Refused
 from tests.serving.contract.platforms import Platform
-from tests.serving.contract.routes import first, needs, settled, share, uri, versions_seen
+from tests.serving.contract.routes import as_sent, first, needs, settled, share, uri, versions_seen
 from tests.serving.gateway.lab import eventually
 
 
@@ -195,10 +195,16 @@ class TestLease:
         needs(endpoint, has_lease=True)
         cursor = endpoint.observations(None).cursor
         endpoint.apply(share(route, 10_000, lease_s=1.2))
-        eventually(lambda: platform.send(endpoint)[1] == "1", 5)
+        answered: list[str] = []
+
+        def has_ended() -> bool:
+            answered.append(platform.send(endpoint)[1])
+            return answered[-1] == "1"
+
+        eventually(has_ended)
         state = endpoint.describe()
         assert state.route == route, "its share is what a request would meet now"
-        sent = settled(endpoint, cursor, 1).frame
+        sent = as_sent(settled(endpoint, cursor, len(answered)).frame)
         assert sent["share"].iloc[-1] == 0
         with pytest.raises(LeaseExpired):
             endpoint.apply(share(route, 10_000))
@@ -212,8 +218,9 @@ class TestLease:
     ) -> None:
         endpoint, route = canary
         needs(endpoint, has_lease=False)
-        endpoint.apply(share(route, 10_000, lease_s=0.6))
-        time.sleep(0.7)
+        asked = share(route, 10_000, lease_s=2)
+        endpoint.apply(asked)
+        eventually(lambda: time.time() > asked.until)
         found = endpoint.describe().route
         assert found is not None
         assert found.share_bp == 10_000, "nobody took it back, and the platform says so"

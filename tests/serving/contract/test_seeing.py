@@ -10,7 +10,7 @@ import pytest
 from serving.endpoint import OBSERVATION_COLUMNS, Endpoint, Route, Slot
 from serving.errors import Refused
 from tests.serving.contract.platforms import Platform
-from tests.serving.contract.routes import first, needs, settled, share, uri
+from tests.serving.contract.routes import as_sent, first, needs, settled, share, uri
 
 
 class TestObservations:
@@ -33,7 +33,7 @@ class TestObservations:
         begun = time.time()
         sent = [platform.send(endpoint, user=f"user-{number}") for number in range(20)]
         seen = settled(endpoint, cursor, 20)
-        frame = seen.frame
+        frame = as_sent(seen.frame)
         assert list(frame.columns) == list(OBSERVATION_COLUMNS)
         for name, kind in OBSERVATION_COLUMNS.items():
             kind = kind.split(":")[0]
@@ -59,7 +59,7 @@ class TestObservations:
         statuses = [200, 404, 400, 415, 422, 500, 503]
         for status in statuses:
             assert platform.send(serving, {"status": status})[0] == status
-        frame = settled(serving, cursor, len(statuses)).frame
+        frame = as_sent(settled(serving, cursor, len(statuses)).frame)
         assert list(frame["status"]) == statuses
         assert list(frame["failed"]) == [False, False, True, True, True, True, True]
 
@@ -120,9 +120,12 @@ class TestPeriods:
 
     def test_incomplete_periods_are_not_shown(self, platform: Platform, serving: Endpoint) -> None:
         needs(serving, per_request_observations=False)
-        platform.send(serving)
-        now = time.time()
-        assert serving.periods(now // 60 * 60, now + 600, edges_ms=(5.0,)) == []
+        minute, found = -1.0, None
+        while time.time() // 60 != minute:  # a minute that ended meanwhile is shown, rightly
+            minute = time.time() // 60
+            platform.send(serving)
+            found = serving.periods(minute * 60, minute * 60 + 660, edges_ms=(5.0,))
+        assert found == []
 
 
 class TestInvoke:
@@ -139,17 +142,21 @@ class TestInvoke:
 
     def test_faults_are_replies(self, canary: tuple[Endpoint, Route]) -> None:
         endpoint, _ = canary
-        for command, expected in (({"status": 500}, 500), ({"status": 400}, 400), ({"sleep_s": 2}, 0)):
+        for command, timeout_s, expected in (
+            ({"status": 500}, 30, 500),
+            ({"status": 400}, 30, 400),
+            ({"sleep_s": 2}, 0.5, 0),
+        ):
             reply = endpoint.invoke(
                 Slot.GREEN,
                 "/invocations",
                 json.dumps(command).encode(),
                 content_type="application/json",
-                timeout_s=0.5,
+                timeout_s=timeout_s,
             )
             assert reply.status == expected
             if expected == 0:
-                assert 450 <= reply.elapsed_ms < 1500
+                assert 450 <= reply.elapsed_ms < 2000, "it did not wait for the answer"
 
     def test_an_empty_slot_cannot_be_asked(self, serving: Endpoint) -> None:
         with pytest.raises(Refused, match="holds no version"):
@@ -173,7 +180,7 @@ class TestExchanges:
         endpoint.apply(share(route, 10_000))
         platform.send(endpoint, {"number": 98})
         found = []
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(found) < 5 and time.monotonic() < deadline:
             more, cursor = endpoint.exchanges(cursor, limit=2)
             assert len(more) <= 2
@@ -184,7 +191,7 @@ class TestExchanges:
         assert {each.path for each in found} == {"/invocations"}
         assert {each.status for each in found} == {200}
         if by_request:
-            frame = settled(endpoint, observed, 6).frame
+            frame = as_sent(settled(endpoint, observed, 6).frame)
             assert [each.request_id for each in found] == list(frame["request_id"][:5]), "they can be joined"
         later, _ = endpoint.exchanges(cursor, limit=10)
         assert later == [], "neither direct calls nor the candidate's answers are among them"

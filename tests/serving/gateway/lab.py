@@ -26,6 +26,7 @@ from serving.gateway.places import access_log_path, gateway_runtime, jwt_public_
 from serving.gateway.process import gateway_program
 from serving.gateway.render import refresh_gateway
 from serving.local import LocalEndpoint
+from serving.stack import is_port_free
 from serving.supervision import Supervisor
 
 UPSTREAM = (sys.executable, "-m", "tests.serving.gateway.upstream")
@@ -43,11 +44,13 @@ ISSUER, AUDIENCE = "https://id.example.com", "interlock test"
 
 def lab_settings(folder: Path, **changes: object) -> Settings:
     half = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2  # none meets the other
-    low = 22_000 + half * 3_900 + (os.getpid() * 7 + next(_RANGES)) % 195 * 20
+    low = 22_000 + half * 3_900 + (os.getpid() * 7 + next(_RANGES)) % 162 * 24
+    # below what the kernel gives to whoever asks for any: nobody else gets them before the gateway binds
+    gateway, metrics = [port for port in range(low + 20, low + 24) if is_port_free("127.0.0.1", port)][:2]
     values: dict = {
         "state_dir": folder / "state",
-        "gateway_port": free_port(),
-        "gateway_metrics_port": free_port(),
+        "gateway_port": gateway,
+        "gateway_metrics_port": metrics,
         "gateway_jwt_issuer": ISSUER,
         "gateway_jwt_audience": AUDIENCE,
         "replica_port_low": low,
@@ -205,8 +208,8 @@ class Lab:
             return b"".join(parts)
 
     def log_lines(self) -> list[dict]:
-        text = access_log_path(self.settings).read_text()
-        return [json.loads(line) for line in text.splitlines() if line and not line.startswith("Proxy ")]
+        whole = access_log_path(self.settings).read_text().rpartition("\n")[0]  # the last may be half written
+        return [json.loads(line) for line in whole.splitlines() if line and not line.startswith("Proxy ")]
 
     def log_of(self, request_id: str) -> dict:
         found: list[dict] = []

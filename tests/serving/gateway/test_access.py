@@ -141,9 +141,12 @@ def test_forged_tokens_are_refused(lab: Lab) -> None:
 
 
 def test_a_public_endpoint_needs_no_credential_but_has_its_limit(lab: Lab) -> None:
-    statuses = [lab.ask(path="/open/invocations", headers={"x-api-key": ""}).status for _ in range(9)]
+    statuses: list[int] = []
+    begun = time.monotonic()
+    while 429 not in statuses and time.monotonic() - begun < 60:
+        statuses.append(lab.ask(path="/open/invocations", headers={"x-api-key": ""}).status)
     assert statuses[0] == 200
-    assert 429 in statuses
+    assert statuses[-1] == 429
     eventually(lambda: lab.ask(path="/open/invocations", headers={"x-api-key": ""}).status == 200)
     wrong = lab.ask(path="/open/invocations", headers={"x-api-key": "wrong"})
     assert wrong.status == 401
@@ -275,11 +278,13 @@ def test_the_log_holds_no_secret_and_survives_hostile_headers(lab: Lab) -> None:
 
 
 def test_the_service_and_total_times_are_logged_in_microseconds(lab: Lab) -> None:
+    begun = time.monotonic()
     answer = lab.ask({"sleep_s": 0.25})
+    waited_ms = (time.monotonic() - begun) * 1000
     lab.log_of(answer.headers["x-request-id"])
     frame = access_log(lab).read("0:0").frame.set_index("request_id")
     row = frame.loc[answer.headers["x-request-id"]]
-    assert 250 <= row["service_ms"] <= row["total_ms"] < 600
+    assert 250 <= row["service_ms"] <= row["total_ms"] < 2 * waited_ms
     assert row["service_ms"] % 1 != 0
     assert abs(row["time"] - time.time()) < 60
 

@@ -224,8 +224,8 @@ def test_the_gateway_comes_back_after_its_worker_was_killed(lab: Lab) -> None:
         except PlatformUnavailable:
             return False
 
-    eventually(is_replaced, 20)
-    eventually(answers, 20)
+    eventually(is_replaced)
+    eventually(answers)
     assert lab.ask().version == "2", "routes and leases are still there"
 
 
@@ -233,12 +233,12 @@ def test_a_gateway_that_starts_again_goes_on_behind_its_old_log(lab: Lab) -> Non
     endpoint = lab.serve("flights")
     begin = endpoint.observations(None).cursor
     assert lab.ask().status == 200
-    eventually(lambda: len(endpoint.observations(begin).frame) == 1, 20)
+    eventually(lambda: len(endpoint.observations(begin).frame) == 1)
     before = access_log_path(lab.settings).read_bytes()
     lab.supervisor.restart("gateway")
-    eventually(lab.runtime.is_up, 20)
+    eventually(lab.runtime.is_up)
     assert lab.ask().status == 200
-    eventually(lambda: len(endpoint.observations(begin).frame) == 2, 20)
+    eventually(lambda: len(endpoint.observations(begin).frame) == 2)
     assert access_log_path(lab.settings).read_bytes().startswith(before)
 
 

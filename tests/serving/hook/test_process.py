@@ -106,7 +106,10 @@ def _is_up(settings: Settings) -> bool:
 def deliver(hook: Settings, body: bytes, **options: Any) -> httpx.Response:
     secret = read_or_create(hook, Secret.WEBHOOK).encode()
     return httpx.post(
-        hook.hook_url, content=body, headers=headers(body, secret=secret, at=time.time(), **options)
+        hook.hook_url,
+        content=body,
+        headers=headers(body, secret=secret, at=time.time(), **options),
+        timeout=60,
     )
 
 
@@ -135,12 +138,12 @@ def test_a_stopping_client_and_raw_garbage_hurt_nobody(hook: Settings) -> None:
         b"POST /registry HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
     ]
     for piece in pieces:
-        with socket.create_connection((hook.host, hook.hook_port), timeout=5) as client:
+        with socket.create_connection((hook.host, hook.hook_port), timeout=60) as client:
             client.sendall(piece)
             client.shutdown(socket.SHUT_WR)
             answer = client.recv(65_536)
             assert b" 500 " not in answer.partition(b"\r\n")[0]
-    assert httpx.get(f"http://{hook.host}:{hook.hook_port}/health").status_code == 200
+    assert httpx.get(f"http://{hook.host}:{hook.hook_port}/health", timeout=60).status_code == 200
 
 
 def test_waiting_connections_do_not_block_a_delivery(hook: Settings) -> None:

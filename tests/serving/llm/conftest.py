@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ import pytest
 
 from serving.endpoint import Slot
 from serving.local import LocalEndpoint
-from tests.serving.gateway.lab import Lab, lab_settings
+from tests.serving.gateway.lab import Lab, eventually, lab_settings
 
 ENGINE = (sys.executable, "-m", "tests.serving.llm.engine")
 NAME = "chat"
+SPOOL_START = "blue|" + json.dumps({"writers": {}, "lost": 0})
+"""The cursor of whoever reads blue's spool from its beginning."""
 
 
 @dataclass
@@ -36,8 +39,29 @@ class Chat:
         text = self.endpoint._direct.get(port, "/metrics", timeout_s=5).body.decode()
         return float(next(line for line in text.splitlines() if line.startswith(name)).split()[-1])
 
+    def observed(self, cursor: str, *asked: str) -> list[dict[str, Any]]:
+        """What is known of the requests with these ids, in their order: all are logged, all 200s measured.
+
+        A request is logged, and measured by its replica, some time after the client has its answer.
+        """
+        found: dict[str, dict[str, Any]] = {}
+
+        def are_known() -> bool:
+            rows = self.endpoint.observations(cursor).frame.to_dict("records")
+            found.update({row["request_id"]: row for row in rows})
+            mine = [found[one] for one in asked if one in found]
+            return len(mine) == len(asked) and all(row["stratum"] or row["status"] != 200 for row in mine)
+
+        eventually(are_known)
+        return [found[one] for one in asked]
+
     def route(self, share_bp: int = 0) -> None:
         self.endpoint.apply(self.lab.route(NAME, candidate="2", share_bp=share_bp))
+
+
+def id_of(stream: Any) -> str:
+    """The id that the gateway gave to a request whose answer is streamed."""
+    return stream.response.headers["x-request-id"]
 
 
 def put_version(lab: Lab, number: str) -> str:
@@ -74,6 +98,8 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
             made = Chat(lab, endpoint, client)
             for number in range(5):
                 made.ask(f"question {number}", extra_headers={"x-user-id": "ann"})
+            # green warms up on them
+            eventually(lambda: len(endpoint.exchanges(SPOOL_START, limit=10)[0]) == 5)
             endpoint.deploy(Slot.GREEN, "2", uri=put_version(lab, "2"))
             made.route()
             yield made

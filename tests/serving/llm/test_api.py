@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,7 +17,6 @@ from serving.llm.api_app import ApiApp
 from serving.llm.engine import EngineGauges, parse_engine
 from serving.llm.errors import NotServable
 from serving.llm.provider import ProviderClient, RetryBudget, key_of
-from tests.serving.gateway.lab import free_port
 from tests.serving.llm.engine import Engine
 
 KEY = "a provider's key"
@@ -47,9 +47,10 @@ class Provider:
 
 def with_provider(test: Callable[[Provider, ApiApp], Awaitable[None]], **api: Any) -> None:
     async def run() -> None:
-        provider, port = Provider(), free_port()
-        server = uvicorn.Server(uvicorn.Config(provider, port=port, log_level="error", lifespan="off"))
-        serving = asyncio.create_task(server.serve())
+        provider, listening = Provider(), socket.create_server(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(provider, log_level="error", lifespan="off"))
+        serving = asyncio.create_task(server.serve([listening]))
         while not server.started:
             await asyncio.sleep(0.01)
         told = Api(provider="compatible", base_url=f"http://127.0.0.1:{port}/v1", **api)
@@ -60,6 +61,7 @@ def with_provider(test: Callable[[Provider, ApiApp], Awaitable[None]], **api: An
             await client.close()
             server.should_exit = True
             await serving
+            listening.close()
 
     asyncio.run(run())
 
@@ -197,15 +199,15 @@ async def no_pause(_: Any) -> None:
 
 
 def test_a_provider_that_is_not_there_is_a_bad_gateway() -> None:
-    async def run() -> None:
-        client = ProviderClient(
-            Api(provider="compatible", base_url=f"http://127.0.0.1:{free_port()}/v1"), KEY
-        )
+    async def run(port: int) -> None:
+        client = ProviderClient(Api(provider="compatible", base_url=f"http://127.0.0.1:{port}/v1"), KEY)
         app = ApiApp(client.ask, served_name="chat", model="m")
         assert (await ask(app, "hello"))[0] == 502
         await client.close()
 
-    asyncio.run(run())
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        asyncio.run(run(deaf.getsockname()[1]))
 
 
 def test_the_budget_bounds_retries() -> None:

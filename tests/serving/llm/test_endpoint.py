@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from serving.errors import NotHealthy
 from serving.slots import SlotFiles
 from tests.serving.gateway.lab import eventually
 from tests.serving.llm.bare import await_models, bare_engine
-from tests.serving.llm.conftest import ENGINE, NAME, Chat, chat_policy, put_version
+from tests.serving.llm.conftest import ENGINE, NAME, SPOOL_START, Chat, chat_policy, id_of, put_version
 from tests.serving.llm.engine import ARGUMENTS, WORDS
 from tests.serving.llm.parity import called, outcomes, outcomes_async
 
@@ -43,7 +42,7 @@ def test_the_gateway_behaves_as_an_engine_by_itself(chat: Chat, tmp_path: Path) 
     (record,) = [one for one in SlotFiles(chat.lab.settings).every() if one.slot is Slot.BLUE]
     weights = chat.lab.settings.state / "models" / "m-1" / "artifacts" / f"weights-{record.version}"
     with bare_engine(ENGINE, weights, NAME, tmp_path / "engine.log") as url:
-        await_models(url, 30)
+        await_models(url, 120)
         ours, theirs = (str(chat.client.base_url), chat.lab.key), (url, "none")
         seen, seen_async = outcomes(*ours), outcomes_async(*ours)
         assert seen == outcomes(*theirs)
@@ -60,9 +59,10 @@ def test_a_list_of_models_is_no_evidence(chat: Chat) -> None:
     cursor = chat.endpoint.observations(None).cursor
     listed = chat.client.models.with_raw_response.list()
     assert listed.headers["x-interlock-version"] == "1"
-    chat.ask("hello")
+    answered = chat.ask("hello")._request_id
     assert chat.lab.log_of(listed.headers["x-request-id"])["slot"] == "-"
-    eventually(lambda: len(chat.endpoint.observations(cursor).frame) == 1)
+    chat.observed(cursor, answered)
+    assert listed.headers["x-request-id"] not in set(chat.endpoint.observations(cursor).frame["request_id"])
 
 
 def test_a_client_that_did_not_ask_for_usage_gets_none(chat: Chat) -> None:
@@ -123,12 +123,13 @@ def test_a_rollback_cuts_no_stream(chat: Chat) -> None:
 def test_every_request_is_measured(chat: Chat) -> None:
     chat.route()
     cursor = chat.endpoint.observations(None).cursor
-    text_of(chat.ask("hello there", **STREAM))
-    chat.ask("hello")
-    with pytest.raises(openai.InternalServerError):
+    stream = chat.ask("hello there", **STREAM)
+    text_of(stream)
+    answer = chat.ask("hello")
+    with pytest.raises(openai.InternalServerError) as fault:
         chat.ask("fail")
-    eventually(lambda: len(chat.endpoint.observations(cursor).frame) == 3)
-    streamed, whole, failed = chat.endpoint.observations(cursor).frame.to_dict("records")
+    asked = id_of(stream), answer._request_id, fault.value.request_id
+    streamed, whole, failed = chat.observed(cursor, *asked)
     assert 0 < streamed["ttft_ms"] < streamed["service_ms"]
     assert streamed["itl_ms"] > 0
     assert streamed["tokens_out"] == WORDS
@@ -154,29 +155,35 @@ def test_answers_that_break_off_are_failures_of_their_version(chat: Chat) -> Non
                 model="frail", messages=[{"role": "user", "content": text}], **STREAM
             )
 
-        text_of(stream("hello"))
+        whole = stream("hello")
+        text_of(whole)
         with stream("slow") as left:
             next(iter(left))
+        broken = []
         for how in ("in-band", "raise", "die"):
+            broken.append(stream(how))
             with pytest.raises((openai.APIError, httpx.RemoteProtocolError)):
-                text_of(stream(how))
-    eventually(lambda: len(endpoint.observations(cursor).frame) == 5)
-    frame = endpoint.observations(cursor).frame
-    assert frame["status"].tolist() == [200] * 5
-    assert frame["failed"].tolist() == [False, False, True, True, True]
+                text_of(broken[-1])
+    expected = {id_of(one): (200, one in broken) for one in (whole, left, *broken)}
+
+    def seen() -> dict[str, tuple[int, bool]]:
+        rows = endpoint.observations(cursor).frame.to_dict("records")
+        return {row["request_id"]: (row["status"], row["failed"]) for row in rows}
+
+    eventually(lambda: seen() == expected)  # what the log cannot tell the replica's measures do, later
     chat.lab.forget("frail")
 
 
 def test_captures_hold_no_word_of_a_conversation(chat: Chat) -> None:
-    start = "blue|" + json.dumps({"writers": {}, "lost": 0})
     chat.ask("my secret is 42", **STREAM).close()
-    text_of(chat.ask("my secret is 42", **STREAM))
+    stream = chat.ask("my secret is 42", **STREAM)
+    text_of(stream)
 
     def spooled() -> set[str]:
-        exchanges, _ = chat.endpoint.exchanges(start, limit=10_000)
+        exchanges, _ = chat.endpoint.exchanges(SPOOL_START, limit=10_000)
         return {one.request_id for one in exchanges if b"secret" in one.request}
 
-    eventually(lambda: len(spooled()) > 0)  # exact, as a shadow needs it
+    eventually(lambda: id_of(stream) in spooled())  # exact, as a shadow needs it
     folder = chat.lab.settings.captures_dir / NAME
     eventually(lambda: spooled() <= set(read_captures(folder)["request_id"]))
     found = read_captures(folder)

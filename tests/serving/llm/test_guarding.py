@@ -14,7 +14,7 @@ from serving.endpoint import Slot
 from serving.slots import SlotFiles
 from tasks.engines import guard_numbers
 from tests.serving.gateway.lab import Lab, eventually, lab_settings
-from tests.serving.llm.conftest import Chat, chat_policy, put_version
+from tests.serving.llm.conftest import Chat, chat_policy, id_of, put_version
 from tests.serving.llm.parity import outcomes, outcomes_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("guarded")]
@@ -52,8 +52,13 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
 
 
 def streamed(chat: Chat, text: str) -> tuple[str, str | None]:
-    """The text of a stream and why it ended."""
-    chunks = list(chat.ask(text, stream=True))
+    """The text of the streamed answer and why it ended."""
+    return said(chat.ask(text, stream=True))
+
+
+def said(stream: Any) -> tuple[str, str | None]:
+    """A stream's text and why it ended."""
+    chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     return text, next(c.choices[0].finish_reason for c in reversed(chunks) if c.choices)
 
@@ -100,21 +105,24 @@ def test_the_model_hears_what_was_redacted(guarded: Chat) -> None:
 
 def test_a_blocked_answer_ends_and_is_a_failure_of_its_version(guarded: Chat) -> None:
     cursor = guarded.endpoint.observations(None).cursor
-    assert streamed(guarded, LEAK) == ("Sure. ", "content_filter")
-    (choice,) = guarded.ask(LEAK).choices
+    leaking = guarded.ask(LEAK, stream=True)
+    assert said(leaking) == ("Sure. ", "content_filter")
+    whole = guarded.ask(LEAK)
+    (choice,) = whole.choices
     assert (choice.message.content, choice.finish_reason) == ("", "content_filter")
-    assert streamed(guarded, "say fine.")[1] == "stop"
-    eventually(lambda: len(guarded.endpoint.observations(cursor).frame) == 3)
-    frame = guarded.endpoint.observations(cursor).frame
-    assert frame["status"].tolist() == [200, 200, 200]
-    assert frame["failed"].tolist() == [True, True, False]
+    fine = guarded.ask("say fine.", stream=True)
+    assert said(fine)[1] == "stop"
+    rows = guarded.observed(cursor, id_of(leaking), whole._request_id, id_of(fine))
+    assert [row["status"] for row in rows] == [200, 200, 200]
+    assert [row["failed"] for row in rows] == [True, True, False]
 
 
 def test_answers_are_redacted_across_events(guarded: Chat) -> None:
     assert streamed(guarded, "say It is pro|ject fal|con. |Yes.") == ("It is <phrase>. Yes.", "stop")
 
 
-def test_counts_are_seen_by_slot(guarded: Chat) -> None:
+def test_counts_are_seen_by_slot(guarded: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.local._COUNTS_WAIT_S", 30.0)  # a busy machine's replica answers later
     before = guarded.endpoint.guard_counts()[Slot.BLUE]
     streamed(guarded, LEAK)
     after = guarded.endpoint.guard_counts()[Slot.BLUE]

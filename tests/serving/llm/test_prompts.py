@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from serving.errors import Refused
 from tasks.answers import CANDIDATE, ask_all
 from tasks.prompt_sets import PromptRow
 from tests.serving.gateway.lab import Lab, eventually, lab_settings
-from tests.serving.llm.conftest import NAME, Chat, chat_policy, put_version
+from tests.serving.llm.conftest import NAME, SPOOL_START, Chat, chat_policy, id_of, put_version
 from tests.serving.llm.engine import WORDS
 from tests.serving.llm.prompts import RegistryOfPrompts
 
@@ -53,6 +54,8 @@ def prompted(tmp_path_factory: pytest.TempPathFactory, mlflow: RegistryOfPrompts
             made = Chat(lab, endpoint, client)
             route(made, "")
             made.ask("a question", extra_headers={"x-user-id": "ann"})
+            # green warms up on it
+            eventually(lambda: len(endpoint.exchanges(SPOOL_START, limit=10)[0]) == 1)
             endpoint.deploy(Slot.GREEN, "7+p2", uri=put_version(lab, "7"))
             yield made
     finally:
@@ -136,25 +139,29 @@ def test_a_client_that_leaves_stops_the_engine(prompted: Chat, options: dict[str
         next(iter(stream))
         stream.close()
     else:
-        with pytest.raises(openai.APITimeoutError):
-            prompted.ask("slowest", timeout=0.5)
+        gateway = http.client.HTTPConnection("127.0.0.1", prompted.lab.settings.gateway_port)
+        asked = {"model": NAME, "messages": [{"role": "user", "content": "slowest"}]}
+        sent = {"x-api-key": prompted.lab.key, "content-type": "application/json"}
+        gateway.request("POST", f"/{NAME}/v1/chat/completions", json.dumps(asked), sent)
+        eventually(lambda: "slowest" in system(prompted))
+        gateway.close()
     eventually(lambda: prompted.metric(Slot.BLUE, "test:aborted") == before + 1)
 
 
 def test_requests_are_recorded_and_measured_under_the_pair(prompted: Chat) -> None:
     route(prompted, "7+p2", 10_000)
     cursor = prompted.endpoint.observations(None).cursor
-    for _ in prompted.ask("to be measured", **STREAM):
+    stream = prompted.ask("to be measured", **STREAM)
+    for _ in stream:
         pass
-    with pytest.raises(openai.InternalServerError):
+    with pytest.raises(openai.InternalServerError) as fault:
         prompted.ask("fail")
-    eventually(lambda: len(prompted.endpoint.observations(cursor).frame) == 2)
-    streamed, failed = prompted.endpoint.observations(cursor).frame.to_dict("records")
+    streamed, failed = prompted.observed(cursor, id_of(stream), fault.value.request_id)
     assert (streamed["version"], streamed["tokens_out"]) == ("7+p2", WORDS)
     assert 0 < streamed["ttft_ms"] < streamed["service_ms"]
     assert failed["failed"]
     folder = prompted.lab.settings.captures_dir / NAME
-    eventually(lambda: "7+p2" in set(read_captures(folder)["version"]))
+    eventually(lambda: streamed["request_id"] in set(read_captures(folder, versions=["7+p2"])["request_id"]))
 
 
 def test_an_engines_errors_pass_as_they_are(prompted: Chat) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ from configs.prices import API_MACHINE, LOCAL_MACHINE
 from configs.settings import Settings
 from serving.endpoint import Route, Slot
 from serving.local import LocalEndpoint
-from tests.serving.gateway.lab import Lab, eventually, free_port, lab_settings
-from tests.serving.llm.conftest import NAME, Chat, chat_policy, put_version
+from tests.serving.gateway.lab import Lab, eventually, lab_settings
+from tests.serving.llm.conftest import NAME, Chat, chat_policy, id_of, put_version
 from tests.serving.llm.engine import WORDS
 from tests.serving.llm.prompts import RegistryOfPrompts
 from tests.serving.llm.test_api import KEY, Provider
@@ -47,16 +49,18 @@ THEIRS, OURS = (10e-6, 20e-6), (0.0, 1e-5)
 @contextmanager
 def provider() -> Iterator[tuple[Provider, str]]:
     """Somebody's API that wants a key, in a thread; its base URL."""
-    made, port = Provider(), free_port()
-    server = uvicorn.Server(uvicorn.Config(made, port=port, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
-    thread.start()
-    eventually(lambda: server.started)
-    try:
-        yield made, f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.should_exit = True
-        thread.join(30)
+    made = Provider()
+    server = uvicorn.Server(uvicorn.Config(made, log_level="error", lifespan="off"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serve = partial(server.serve, [listening])
+        thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+        thread.start()
+        eventually(lambda: server.started)
+        try:
+            yield made, f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join(30)
 
 
 def policy_of(base_url: str) -> dict[str, Any]:
@@ -136,14 +140,13 @@ def test_each_is_measured_by_its_own_price(
 ) -> None:
     chat.route(share_bp=share_bp)
     cursor = chat.endpoint.observations(None).cursor
-    text_of(chat.ask("hello there", **STREAM))
-    chat.ask("hello")
-    eventually(lambda: len(chat.endpoint.observations(cursor).frame) == 2)
-    for row in chat.endpoint.observations(cursor).frame.to_dict("records"):
+    stream = chat.ask("hello there", **STREAM)
+    text_of(stream)
+    streamed, whole = chat.observed(cursor, id_of(stream), chat.ask("hello")._request_id)
+    for row in (streamed, whole):
         assert row["version"] == version
         assert row["tokens_out"] == WORDS
         assert row["cost_usd"] == pytest.approx(row["tokens_in"] * price[0] + WORDS * price[1])
-    streamed = chat.endpoint.observations(cursor).frame.iloc[0]
     assert 0 < streamed["ttft_ms"] < streamed["service_ms"]
 
 
@@ -175,7 +178,6 @@ def test_behind_a_prompt_it_costs_the_same(chat: Chat, theirs: tuple[Provider, s
         )
     assert answer.choices[0].message.content == "gpt-x " * WORDS
     assert theirs[0].engine.asked["messages"][0]["content"] == "Be kind."
-    eventually(lambda: len(endpoint.observations(cursor).frame) == 1)
-    row = endpoint.observations(cursor).frame.iloc[0]
+    (row,) = Chat(chat.lab, endpoint, client).observed(cursor, answer._request_id)
     assert row["cost_usd"] == pytest.approx(row["tokens_in"] * THEIRS[0] + WORDS * THEIRS[1])
     assert endpoint.describe().replicas[Slot.BLUE][0].machine == API_MACHINE

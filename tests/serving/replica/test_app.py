@@ -168,7 +168,7 @@ def test_a_slow_model_is_504_and_one_that_hangs_makes_the_replica_unhealthy() ->
         while (await client.get("/health")).status_code != 200:
             await asyncio.sleep(0.01)
 
-    run(steps, request_timeout_s=0.05, concurrency=1)
+    run(steps, request_timeout_s=0.5, concurrency=1)  # the model is asked before that on any machine
 
 
 def test_the_loop_stays_free_while_a_prediction_runs() -> None:

@@ -99,7 +99,7 @@ def start(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Gener
 @pytest.fixture(scope="module")
 def strange(start: Start) -> Running:
     """Joins requests, has one worker, and little patience."""
-    running = start("strange", concurrency=1, batch_max_rows=64, request_timeout_s=1.0, max_body_bytes=20_000)
+    running = start("strange", concurrency=1, batch_max_rows=64, request_timeout_s=3.0, max_body_bytes=20_000)
     running.wait_until_ready()
     return running
 
@@ -151,7 +151,7 @@ def test_every_status(strange: Running) -> None:
             == 415
         )
         assert client.post("/invocations", content=b"x" * 20_001).status_code == 413
-        assert client.post("/invocations", json=row(mode="sleep1.5")).status_code == 504
+        assert client.post("/invocations", json=row(mode="sleep3.5")).status_code == 504
         # The worker is still in there for a while.
         eventually(lambda: client.post("/invocations", json=row()).status_code == 200)
 
@@ -234,7 +234,7 @@ def test_fuzzing_finds_no_500_no_hang_and_no_lost_process(flights: Running) -> N
 
 
 def test_sigterm_finishes_what_is_in_flight(start: Start) -> None:
-    running = start("strange", concurrency=8, version="9", drain_s=60)
+    running = start("strange", concurrency=8, version="9", drain_s=60, lame_duck_s=3)
     running.wait_until_ready()
     _, cursor = read_exchanges(Path(running.spec["spool"]["dir"]), None, 1)
     with running.client() as client, concurrent.futures.ThreadPoolExecutor(4) as threads:

@@ -35,6 +35,7 @@ from tests.serving.contract.routes import first, share, uri
 
 pytestmark = pytest.mark.slow
 SECTION = {"autoscale": {"max_instances": 3, "value": 4}, "alarm_errors_per_minute": 50}
+UNTIL = time.time() // 1 + 3600
 BROKEN = Fault("InternalFailure", "sorry", 500)
 
 
@@ -76,7 +77,7 @@ def _given_a_champion(endpoint: SageMakerEndpoint) -> Callable[[], None]:
 
 def _given_a_candidate(endpoint: SageMakerEndpoint) -> Callable[[], None]:
     serve(endpoint)
-    asked = share(candidate(endpoint), 2500)
+    asked = dataclasses.replace(candidate(endpoint), share_bp=2500, until=UNTIL)
     return lambda: endpoint.apply(asked)
 
 
@@ -129,9 +130,7 @@ def test_every_verb_fails_at_every_call_and_is_right_once_repeated(
 
 
 def _nameless(state: EndpointState) -> EndpointState:
-    route = state.route and dataclasses.replace(
-        state.route, endpoint="", until=round(state.route.until / 100)
-    )
+    route = state.route and dataclasses.replace(state.route, endpoint="")
     replicas = {
         slot: tuple(dataclasses.replace(one, address="") for one in held)
         for slot, held in state.replicas.items()

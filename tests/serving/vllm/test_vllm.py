@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import openai
+import pandas as pd
 import pytest
 
 from examples.support_bot.models import VLLM_PYTHON, make_weights
 from serving.endpoint import Slot
 from tests.serving.gateway.lab import Lab, eventually, lab_settings
 from tests.serving.llm.bare import await_models, bare_engine
-from tests.serving.llm.conftest import NAME, Chat
+from tests.serving.llm.conftest import NAME, Chat, id_of
 from tests.serving.llm.parity import ASKED, outcomes, outcomes_async, whole
 
 pytestmark = [
@@ -91,14 +92,14 @@ def test_the_asynchronous_client_sees_the_same(real: Chat, bare: str) -> None:
 
 def test_requests_are_measured_and_split(real: Chat) -> None:
     cursor = real.endpoint.observations(None).cursor
-    texts = {}
+    texts, asked = {}, []
     for share_bp, version in ((0, "1"), (10_000, "2")):
         real.route(share_bp=share_bp)
         stream = real.client.chat.completions.create(**ASKED, stream=True)
+        asked.append(id_of(stream))
         texts[version] = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     assert texts["1"] != texts["2"]
-    eventually(lambda: len(real.endpoint.observations(cursor).frame) == 2)
-    frame = real.endpoint.observations(cursor).frame
+    frame = pd.DataFrame(real.observed(cursor, *asked))
     assert frame["version"].tolist() == ["1", "2"]
     assert (frame["ttft_ms"] > 0).all()
     assert (frame["itl_ms"] > 0).all()
