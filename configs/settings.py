@@ -98,6 +98,11 @@ class Settings(BaseSettings):
         """`state_dir`, absolute."""
         return self.state_dir.expanduser().resolve()
 
+    @property
+    def policy_folder(self) -> Path:
+        """`policy_dir`, absolute."""
+        return self.policy_dir.expanduser().resolve()
+
     @cached_property
     def run_dir(self) -> Path:
         """Sockets and pid files; a short folder elsewhere where `state_dir` is too deep for sockets."""
@@ -190,7 +195,7 @@ class Settings(BaseSettings):
         clients in those processes need them.
         """
         exported = self.model_dump(mode="json", exclude_none=True)
-        exported |= {"state_dir": str(self.state), "policy_dir": str(self.policy_dir.expanduser().resolve())}
+        exported |= {"state_dir": str(self.state), "policy_dir": str(self.policy_folder)}
         for name in ("mlflow_tracking_uri", "prefect_api_url"):
             exported.pop(name, None)
         variables = {f"INTERLOCK_{name.upper()}": str(value) for name, value in exported.items()}
@@ -198,7 +203,7 @@ class Settings(BaseSettings):
 
     def policy_path(self, endpoint: str) -> Path:
         """The policy file of one endpoint."""
-        return self.policy_dir.expanduser().resolve() / f"{endpoint}.yaml"
+        return self.policy_folder / f"{endpoint}.yaml"
 
 
 def _same_address(left: str, right: str) -> bool:

@@ -70,7 +70,7 @@ def machine(settings: Settings) -> Iterator[Finding]:
 
 def configuration(settings: Settings) -> Iterator[Finding]:
     """Policies, variables and secrets."""
-    folder = settings.policy_dir.expanduser().resolve()
+    folder = settings.policy_folder
     policies, errors = load_policies(folder)
     if errors:
         for error in errors:

@@ -17,7 +17,7 @@ def endpoints_with_drift(settings: Settings) -> list[str]:
     """Endpoints whose policy has a `drift` section, and those whose policy cannot be read: those fail."""
     from configs.loading import load_policies
 
-    policies, errors = load_policies(settings.policy_dir.expanduser().resolve())
+    policies, errors = load_policies(settings.policy_folder)
     broken = [error.path.stem for error in errors]
     return sorted([name for name, policy in policies.items() if policy.drift is not None] + broken)
 

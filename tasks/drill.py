@@ -109,7 +109,7 @@ def policy_of(bench: Bench) -> Drill:
         )
     if policy.platform != "local":
         raise Refused(f"{bench.name}: drills run on the local platform, its policy says {policy.platform}")
-    policies, _ = load_policies(bench.settings.policy_dir.expanduser().resolve())
+    policies, _ = load_policies(bench.settings.policy_folder)
     others = [name for name, one in policies.items() if one.model == policy.model and name != bench.name]
     if others:
         raise Refused(f"{bench.name}: its model {policy.model} is released on {', '.join(others)}, too")

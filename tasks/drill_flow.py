@@ -20,7 +20,7 @@ def drill_endpoints(settings: Settings) -> list[str]:
     """Endpoints whose policy has a `drill` section, and those whose policy cannot be read: those fail."""
     from configs.loading import load_policies
 
-    policies, errors = load_policies(settings.policy_dir.expanduser().resolve())
+    policies, errors = load_policies(settings.policy_folder)
     broken = [error.path.stem for error in errors]
     return sorted([name for name, policy in policies.items() if policy.drill is not None] + broken)
 

@@ -15,7 +15,7 @@ def endpoints_with_labels(settings: Settings) -> list[str]:
     """Endpoints whose policy says where labels come, and those whose policy cannot be read: those fail."""
     from configs.loading import load_policies
 
-    policies, errors = load_policies(settings.policy_dir.expanduser().resolve())
+    policies, errors = load_policies(settings.policy_folder)
     named = [
         name
         for name, policy in policies.items()

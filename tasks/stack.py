@@ -48,7 +48,7 @@ def up(settings: Settings, progress: Progress) -> StackUp:
     supervisor = start_supervision(settings, tuple(servers.values()))
     for secret in Secret:
         read_or_create(settings, secret)
-    policies, _ = load_policies(settings.policy_dir.expanduser().resolve())
+    policies, _ = load_policies(settings.policy_folder)
     refresh_gateway(settings, [policy for policy in policies.values() if policy.platform == "local"])
     for name, server in servers.items():
         if name != "worker":
@@ -101,7 +101,7 @@ def _line(server: Server, seconds: float) -> str:
 
 
 def _warnings(settings: Settings) -> tuple[str, ...]:
-    _, errors = load_policies(settings.policy_dir.expanduser().resolve())
+    _, errors = load_policies(settings.policy_folder)
     tls = tls_warning(settings)
     return (*(str(error) for error in errors), *((tls,) if tls else ()))
 

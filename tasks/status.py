@@ -17,7 +17,7 @@ from tasks.engines import read_engines, read_guards
 
 def all_endpoints(settings: Settings) -> list[str]:
     """Every endpoint that has a policy file."""
-    return sorted(path.stem for path in settings.policy_dir.expanduser().resolve().glob("*.yaml"))
+    return sorted(path.stem for path in settings.policy_folder.glob("*.yaml"))
 
 
 def endpoint_status(settings: Settings, name: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _CLAIM_WAIT_S = 600.0
 
 def endpoints_to_sweep() -> list[str]:
     """Every endpoint with a policy file."""
-    folder = Settings().policy_dir.expanduser().resolve()
+    folder = Settings().policy_folder
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
@@ -98,7 +98,7 @@ def _is_anothers(bench: Bench, version: str) -> bool:
     """Whether another endpoint of this model serves a version: an alias is the model's, not an endpoint's."""
     if not version:
         return False  # the alias is gone; an endpoint that never served has no champion either
-    policies, _ = load_policies(bench.settings.policy_dir.expanduser().resolve())
+    policies, _ = load_policies(bench.settings.policy_folder)
     names = {name for name, one in policies.items() if one.model == bench.policy.model} - {bench.name}
     return any(row.champion == version for row in bench.journal.endpoints() if row.name in names)
 

@@ -23,7 +23,7 @@ def receiver(settings: Settings) -> Receiver:
     return Receiver(
         secret=read_or_create(settings, Secret.WEBHOOK).encode(),
         prefect_url=settings.prefect_url,
-        watched=WatchedModels(settings.policy_dir.expanduser().resolve(), log.error),
+        watched=WatchedModels(settings.policy_folder, log.error),
         client=httpx.AsyncClient(
             headers=prefect_headers(),
             timeout=_PREFECT_WAIT_S,

@@ -70,3 +70,10 @@ def test_a_deep_state_folder_gets_a_short_run_folder(tmp_path: Path) -> None:
     deep = Settings(state_dir=tmp_path / ("d" * 80))
     assert len(str(deep.run_dir / "supervisor.sock.1234567")) < 100
     assert Settings(state_dir=Path("/short")).run_dir == Path("/short/run")
+
+
+def test_folders_may_lie_in_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = Settings(state_dir=Path("~/state"), policy_dir=Path("~/policies"))
+    assert (found.state, found.policy_folder) == (tmp_path / "state", tmp_path / "policies")
+    assert found.policy_path("flights") == tmp_path / "policies" / "flights.yaml"
