@@ -20,6 +20,7 @@ Runtime = Literal["pyfunc", "vllm", "api"]
 Provider = Literal["openai", "anthropic", "vertex", "bedrock", "compatible"]
 _BLOCKED, _CUT_SHORT = "content_filter", "length"
 _NO_GAUGES = "disable-log-stats"
+_PARALLEL = ("pipeline-parallel-size", "data-parallel-size")
 _OPTION = re.compile(r"[a-z][a-z0-9_.-]*")
 _OWN_OPTIONS = {
     "model": "a version names its weights",
@@ -113,8 +114,8 @@ class Vllm(Section):
 
     @property
     def _needed(self) -> int:
-        pipeline = self._told.get("pipeline-parallel-size", 1)
-        return self.tensor_parallel * (pipeline if isinstance(pipeline, int) else 1)
+        """GPUs that the sizes of all parallelism multiply to."""
+        return self.tensor_parallel * math.prod(_size(self._told.get(name)) for name in _PARALLEL)
 
     @property
     def _told(self) -> dict[str, str | int | float | bool]:
@@ -130,6 +131,11 @@ class Vllm(Section):
     def tells_gauges(self) -> bool:
         """Whether vLLM writes its gauges to `/metrics`: ramp and drain go by them."""
         return self._told.get(_NO_GAUGES, False) is False and f"--{_NO_GAUGES}" not in self.command
+
+
+def _size(told: object) -> int:
+    """A size as it may stand among vLLM's options; 1 where it says none."""
+    return max(1, int(told)) if isinstance(told, int | str) and str(told).isdecimal() else 1
 
 
 class Price(Section):

@@ -295,8 +295,10 @@ def _delete_pages(bench: Bench, *, before: float) -> int:
             bench.name, f"{bench.name}-v%-evaluation-%", since=since, before=before
         )
         for run_id in ended:
-            with suppress(TrackingRefused):  # somebody deleted the run
+            try:
                 deleted += sum(bench.runs.delete(run_id, name) for name in _PAGE_NAMES)
+            except TrackingRefused as error:  # somebody deleted the run, or its store refuses
+                _LOG.warning("%s: the pages of run %s stay: %s", bench.name, run_id, error)
         if ended:
             value = {"before": before}
             after = kept.number if kept else 0

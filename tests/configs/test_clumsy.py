@@ -170,9 +170,13 @@ def test_unequal_serving_sections_are_fine_where_an_endpoint_moves(tmp_path: Pat
     path = tmp_path / "support.yaml"
     path.write_text(yaml.safe_dump(content))
     assert load_policy(path).serving.vllm.gpus == 2
-    content["serving"]["vllm"]["options"] = {"pipeline-parallel-size": 2}
-    path.write_text(yaml.safe_dump(content))
-    assert load_policy(path).serving.vllm.gpus == 4
+    for options, gpus in (
+        ({"pipeline-parallel-size": 2}, 4),
+        ({"pipeline_parallel_size": 2, "data-parallel-size": "3"}, 12),
+    ):
+        content["serving"]["vllm"]["options"] = options
+        path.write_text(yaml.safe_dump(content))
+        assert load_policy(path).serving.vllm.gpus == gpus
     path.write_text(yaml.safe_dump(content | {"endpoint": "x" * 41}))
     with pytest.raises(PolicyInvalid, match="40 in all at most"):
         load_policy(path)
