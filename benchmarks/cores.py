@@ -8,15 +8,14 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+_TICKS = os.sysconf("SC_CLK_TCK")
+
 
 def pin(pid: int, cores: Collection[int]) -> None:
     """Keep every thread of a process on these cores; new threads and children inherit it."""
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(int(thread.name), cores)
-
-
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_s(pids: Collection[int]) -> float:

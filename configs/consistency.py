@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from configs.evaluation import Evaluation
@@ -64,27 +65,26 @@ def lacks(policy: Policy) -> list[str]:
     return found
 
 
-def _start_early_lacks(policy: Policy) -> list[str]:
+def _start_early_lacks(policy: Policy) -> Iterator[str]:
     """What has to come before a candidate's replicas are started."""
-    found: list[str] = []
-    if policy.replicas.start_early and policy.approval.required and policy.approval.before == "shadow":
-        found.append(
+    if not policy.replicas.start_early:
+        return
+    if policy.approval.required and policy.approval.before == "shadow":
+        yield (
             "replicas.start_early starts a version before a person said yes: set approval.before: canary, or "
             "leave start_early out"
         )
-    if policy.replicas.start_early and "staging" in policy.environments:
-        found.append(
+    if "staging" in policy.environments:
+        yield (
             "replicas.start_early starts a version before staging has measured what a replica bears: leave "
             "start_early out, or environments.staging"
         )
     evaluation = policy.evaluation
-    times_calls = isinstance(evaluation, Evaluation) and evaluation.times_calls
-    if policy.replicas.start_early and policy.platform == "local" and times_calls:
-        found.append(
+    if policy.platform == "local" and isinstance(evaluation, Evaluation) and evaluation.times_calls:
+        yield (
             "replicas.start_early loads the machine on which evaluation.latency_ms and cost time calls: "
             "leave start_early out, or these budgets"
         )
-    return found
 
 
 def _words_lack(policy: Policy) -> list[str]:

@@ -90,9 +90,9 @@ def lineup(folder: Path, layers: int, *, own_core: bool) -> Iterator[tuple[Subje
         await_models(url, _START_WAIT_S)
         gateway = _gateway(stack, settings, port)
         if own_core:
-            for engine in find_children(_ENGINE_TITLE, str(folder)):
-                for process in family(engine):  # its worker computes
-                    pin(process, {engine_core})
+            (engine,) = find_children(_ENGINE_TITLE, str(folder))
+            for process in family(engine):  # its worker computes
+                pin(process, {engine_core})
         server = find_server(port)
         yield (
             Subject("vLLM itself", url, (server,), {AROUND: "1"}),
